@@ -1,0 +1,1 @@
+"""Datasets, transforms and the input pipeline. Nothing here touches a JAX backend."""

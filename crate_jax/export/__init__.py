@@ -1,0 +1,1 @@
+"""Pictures, COCO JSON and HTML from results."""

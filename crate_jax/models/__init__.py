@@ -1,0 +1,1 @@
+"""CRATE and the networks that it is compared with."""

@@ -1,0 +1,1 @@
+"""Analyses of captured arrays: they know arrays, not models."""
