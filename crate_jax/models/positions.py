@@ -1,0 +1,78 @@
+"""Position embeddings at another image size: three rules, one bicubic kernel, no state.
+
+All rules use PyTorch's bicubic kernel (Keys with a = -0.75, half-pixel centres, indices clamped at
+the border, no antialiasing), because published weights were trained and evaluated with it.
+`jax.image.resize(..., "cubic")` is Keys with a = -0.5 and differs by 8-11 %.
+"""
+
+import functools
+import math
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Rule = Literal["size", "dino", "notebook"]
+RULES: tuple[str, ...] = get_args(Rule)
+_KEYS_A = -0.75
+
+
+@functools.lru_cache(maxsize=64)
+def bicubic_matrix(source: int, target: int, step: float) -> np.ndarray:
+    """The f32[target, source] matrix of one axis of bicubic interpolation.
+
+    Output i reads the source at x = (i + 1/2) step - 1/2, with the four neighbours floor(x) - 1 ..
+    floor(x) + 2 clamped into [0, source - 1] and weighted by Keys' kernel with a = -0.75.
+    """
+    a = _KEYS_A
+    x = (np.arange(target) + 0.5) * step - 0.5
+    base = np.floor(x).astype(int)
+    matrix = np.zeros((target, source))
+    for offset in (-1, 0, 1, 2):
+        distance = np.abs(x - (base + offset))
+        near = (a + 2) * distance**3 - (a + 3) * distance**2 + 1
+        far = a * distance**3 - 5 * a * distance**2 + 8 * a * distance - 4 * a
+        weight = np.where(distance <= 1, near, far)
+        column = np.clip(base + offset, 0, source - 1)
+        np.add.at(matrix, (np.arange(target), column), weight)
+    return matrix.astype(np.float32)
+
+
+def resize_positions(
+    positions: jax.Array,
+    source: tuple[int, int],
+    target: tuple[int, int],
+    rule: Rule = "size",
+) -> jax.Array:
+    """Position embeddings f32[1, 1+n, d] of one grid, resampled to another, [CLS] kept as it is.
+
+    Args:
+        positions: f32[1, 1 + rows * columns, d], [CLS] first.
+        source: (rows, columns) of the grid that `positions` belongs to.
+        target: (rows, columns) wanted.
+        rule: `"size"`, the default: step = source / target per axis, the identity when equal.
+            `"dino"`: DINO's scale factor (target + 0.1) / source per axis, hence
+            step = source / (target + 0.1); the identity when equal (arXiv 2104.14294, its code).
+            `"notebook"`: as `"dino"` but resampled even when equal, and with the width laid on the
+            first grid axis, as the notebook of 2308.16271 does. What that notebook also does,
+            overwriting the stored positions at every call, is not reproduced.
+
+    Returns:
+        f32[1, 1 + rows * columns, d] for the target grid.
+    """
+    if rule not in RULES:
+        raise ValueError(f"positions: expected one of {', '.join(RULES)}, got {rule!r}")
+    if source == target and rule != "notebook":
+        return positions
+    cls, patches = positions[:, :1], positions[:, 1:]
+    patches = patches.reshape(*source, positions.shape[-1])
+    # The notebook passes (width, height) where DINO passes (height, width).
+    lengths = target[::-1] if rule == "notebook" else target
+    matrices = []
+    for old, new in zip(source, lengths, strict=True):
+        step = old / new if rule == "size" else old / (new + 0.1)
+        matrices.append(bicubic_matrix(old, new, step))
+    patches = jnp.einsum("ir,jc,rcd->ijd", *matrices, patches, precision=jax.lax.Precision.HIGHEST)
+    patches = patches.reshape(1, math.prod(target), positions.shape[-1])
+    return jnp.concatenate([cls, patches.astype(positions.dtype)], axis=1)

@@ -1,0 +1,113 @@
+"""The named sizes of the papers, and the one place that turns a config into a network.
+
+"S" is 576 wide in 2306.01129 (patch 16) and 384 wide in 2308.16271 (patch 8): two networks.
+"""
+
+import types
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from crate_jax.models import layers
+from crate_jax.models.base import ImageModelConfig, Transformer
+from crate_jax.models.crate import Crate, CrateConfig
+from crate_jax.models.vit import ViT, ViTConfig
+
+FAMILIES: dict[str, tuple[type[ImageModelConfig], type[nnx.Module]]] = {
+    "crate": (CrateConfig, Crate),
+    "vit": (ViTConfig, ViT),
+}
+
+
+def _table() -> dict[str, ImageModelConfig]:
+    table: dict[str, ImageModelConfig] = {}
+    # 2306.01129, table 5: ImageNet-1k.
+    for size, dim, heads, depth in (
+        ("t", 384, 6, 12),
+        ("s", 576, 12, 12),
+        ("b", 768, 12, 12),
+        ("l", 1024, 16, 24),
+    ):
+        table[f"crate-{size}16"] = CrateConfig(dim=dim, heads=heads, depth=depth, patch_size=16)
+    # 2308.16271: ImageNet-21k, 21,841 classes.
+    for size, dim, heads in (("t", 192, 3), ("s", 384, 6), ("b", 768, 12)):
+        table[f"crate-{size}8"] = CrateConfig(
+            dim=dim, heads=heads, depth=12, patch_size=8, classes=21841
+        )
+    # The released demo weights: B/8's backbone with 6 heads of 128, and a double head.
+    table["crate-demo"] = CrateConfig(
+        dim=768, heads=6, depth=12, patch_size=8, classes=21842, head_hidden=768
+    )
+    for size, dim, heads, depth in (
+        ("t", 192, 3, 12),
+        ("s", 384, 6, 12),
+        ("b", 768, 12, 12),
+        ("l", 1024, 16, 24),
+    ):
+        for patch in (8, 14, 16, 32):
+            table[f"vit-{size}{patch}"] = ViTConfig(
+                dim=dim, heads=heads, depth=depth, patch_size=patch
+            )
+    # For tests: seconds on a CPU.
+    table["crate-testing"] = CrateConfig(
+        image_size=32, patch_size=8, dim=24, heads=3, depth=2, classes=10
+    )
+    table["vit-testing"] = ViTConfig(
+        image_size=32, patch_size=8, dim=24, heads=3, depth=2, classes=10
+    )
+    return table
+
+
+VARIANTS: Mapping[str, ImageModelConfig] = types.MappingProxyType(_table())
+
+
+def config(name: str, **overrides: Any) -> ImageModelConfig:
+    """The config of a named size, with fields replaced.
+
+    A given `heads` or `dim` makes head_dim follow, unless head_dim is given too.
+
+    Raises:
+        ValueError: for an unknown name (the message lists the known ones) or unknown fields.
+    """
+    if name not in VARIANTS:
+        raise ValueError(f"model: expected one of {', '.join(VARIANTS)}, got {name!r}")
+    values = VARIANTS[name].to_dict()
+    if {"heads", "dim"} & set(overrides):
+        values["head_dim"] = None
+    return type(VARIANTS[name]).from_dict({**values, **overrides})
+
+
+def from_dict(values: Mapping[str, Any]) -> ImageModelConfig:
+    """The config that `to_dict` wrote, of whichever family it names."""
+    family = values.get("family")
+    if family not in FAMILIES:
+        raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got {family!r}")
+    return FAMILIES[family][0].from_dict(values)
+
+
+def build(
+    config: ImageModelConfig,
+    key: jax.Array | int = 0,
+    *,
+    dtype: layers.Dtype = jnp.float32,
+    remat: str = "none",
+) -> Transformer:
+    """A network with freshly drawn weights.
+
+    Args:
+        config: one of `VARIANTS`, or any other instance of a family's config.
+        key: the PRNG key or seed that the weights are drawn from.
+        dtype: of the computation; parameters, norms and softmax stay float32.
+        remat: what the backward pass recomputes, one of `layers.REMAT_POLICIES`.
+    """
+    model = FAMILIES[config.family][1]
+    return model(config, rngs=nnx.Rngs(params=key), dtype=dtype, remat=remat)
+
+
+def count_parameters(config: ImageModelConfig) -> int:
+    """The exact number of parameters, from shapes alone."""
+    abstract = nnx.eval_shape(lambda: build(config))
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract, nnx.Param)))
