@@ -107,7 +107,11 @@ def build(
     return model(config, rngs=nnx.Rngs(params=key), dtype=dtype, remat=remat)
 
 
+def abstract(config: ImageModelConfig, **options: Any) -> Transformer:
+    """A network whose parameters are shapes without values; `options` as for `build`."""
+    return nnx.eval_shape(lambda: build(config, **options))
+
+
 def count_parameters(config: ImageModelConfig) -> int:
     """The exact number of parameters, from shapes alone."""
-    abstract = nnx.eval_shape(lambda: build(config))
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract, nnx.Param)))
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract(config), nnx.Param)))

@@ -1,0 +1,70 @@
+"""Train, or evaluate what was trained.
+
+    python -m crate_jax.main --config=configs/scenes_tiny.py --workdir=runs/scenes_tiny
+    python -m crate_jax.main --config=configs/imagenet_b.py --workdir=DIR --config.data.root=IMAGENET
+    python -m crate_jax.main --config=FILE.py:ARG --workdir=DIR --config.optimizer.learning_rate=3e-4
+    python -m crate_jax.main --config=configs/scenes_tiny.py --workdir=runs/scenes_tiny --mode=eval
+
+Run the same command again to resume. A configs/NAME.py that is not in the current directory is
+taken from the package.
+"""
+
+import logging
+import pathlib
+import sys
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Configuration: FILE.py or FILE.py:ARGUMENT.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: all results go there.")
+_MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "eval"], "train (and resume), or evaluate the newest checkpoint."
+)
+
+
+def main(argv: list[str]) -> int:
+    """Dispatches; user errors become one line and exit status 2."""
+    from crate_jax.training import checkpoint, loop
+
+    if len(argv) > 1:
+        print(f"unexpected arguments: {' '.join(argv[1:])}", file=sys.stderr)
+        return 2
+    try:
+        if _MODE.value == "eval":
+            return loop.evaluate(_CONFIG.value, _WORKDIR.value)
+        return loop.train(_CONFIG.value, _WORKDIR.value)
+    except (ValueError, OSError, checkpoint.CheckpointError, FloatingPointError) as error:
+        logging.debug("", exc_info=True)
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 2
+
+
+def packaged_config(argument: str) -> str:
+    """--config=configs/NAME.py[:ARG] with the file from the package where it is not found here."""
+    name, separator, rest = argument.partition("=")
+    path, colon, value = rest.partition(":")
+    if name.lstrip("-") != "config" or not separator or pathlib.Path(path).exists():
+        return argument
+    packaged = pathlib.Path(__file__).parent / "configs" / pathlib.Path(path).name
+    if not packaged.exists():  # an editable install keeps configs/ beside the package
+        packaged = pathlib.Path(__file__).parent.parent / "configs" / pathlib.Path(path).name
+    if pathlib.Path(path).parent.name == "configs" and packaged.exists():
+        return f"{name}={packaged}{colon}{value}"
+    return argument
+
+
+def run() -> None:
+    """The command line."""
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    flags.mark_flags_as_required(["config", "workdir"])
+    sys.argv[1:] = [packaged_config(argument) for argument in sys.argv[1:]]
+    app.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,299 @@
+"""Checkpoints of a run: parameters, optimizer state, input position and metadata, through Orbax.
+
+Layout: WORKDIR/checkpoints/STEP/{params,training,input,metadata}. Saving is asynchronous; a step's
+directory appears under its final name only when it is complete. Once complete, `manifest.json`
+with the SHA-256 of every file is added, so that a flipped bit or a lost file is noticed when the
+step is restored. A damaged step is moved to WORKDIR/damaged_checkpoints, never deleted, and the one
+before it is used.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from crate_jax.models import base, variants
+
+MANIFEST = "manifest.json"
+ITEMS = ("params", "training", "input", "metadata")
+
+
+class CheckpointError(RuntimeError):
+    """No checkpoint can be used, or one could not be written."""
+
+
+@dataclasses.dataclass
+class Restored:
+    """What a checkpoint holds: its step, the state as the template asked, and the two records."""
+
+    step: int
+    params: Any
+    training: Any
+    input: dict[str, Any]
+    metadata: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one workdir.
+
+    Args:
+        workdir: the run's directory.
+        keep: the newest so many steps stay.
+        keep_every: besides these, multiples of so many steps stay; 0 for none.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, keep: int = 3, keep_every: int = 0):
+        if keep < 1:
+            raise ValueError(f"keep_checkpoints: expected at least 1, got {keep}")
+        self.workdir = pathlib.Path(workdir).absolute()
+        self.directory = self.workdir / "checkpoints"
+        # One more than asked for while the newest is unproven.
+        policies = [checkpoint_managers.LatestN(keep)]
+        if keep_every:
+            policies.append(checkpoint_managers.EveryNSteps(keep_every))
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=True,
+        )
+        self._manager: ocp.CheckpointManager | None = None
+        self._unsealed: int | None = None
+
+    @property
+    def manager(self) -> ocp.CheckpointManager:
+        """Orbax's manager, made when first needed (after damaged steps were moved away)."""
+        if self._manager is None:
+            self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+        return self._manager
+
+    def steps(self) -> list[int]:
+        """The complete steps, oldest first."""
+        return complete_steps(self.workdir)
+
+    def save(
+        self, step: int, params: Any, training: Any, position: dict, metadata: dict
+    ) -> None:
+        """Starts saving a step; returns once the arrays have left the device.
+
+        Raises:
+            CheckpointError: where this or the save before it failed (a full disk, say).
+        """
+        self.wait()
+        try:
+            self.manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(params),
+                    training=ocp.args.StandardSave(training),
+                    input=ocp.args.JsonSave(position),
+                    metadata=ocp.args.JsonSave(metadata),
+                ),
+            )
+        except Exception as error:
+            raise CheckpointError(self._failed(step, error)) from error
+        self._unsealed = step
+
+    def poll(self) -> None:
+        """Where a save has finished in the background: checks it, and seals it with its manifest.
+
+        Raises:
+            CheckpointError: where the save failed.
+        """
+        if self._unsealed is not None and not self.manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Blocks until the save under way is complete and sealed.
+
+        Raises:
+            CheckpointError: where the save failed.
+        """
+        if self._unsealed is None:
+            return
+        step, self._unsealed = self._unsealed, None
+        try:
+            self.manager.wait_until_finished()
+            self.manager.check_for_errors()
+            if jax.process_index() == 0:
+                seal(self.directory / str(step))
+        except Exception as error:
+            raise CheckpointError(self._failed(step, error)) from error
+
+    def close(self) -> None:
+        """Waits, and frees the background threads."""
+        try:
+            self.wait()
+        finally:
+            if self._manager is not None:
+                self._manager.close()
+                self._manager = None
+
+    def restore_latest(self, params: Any, training: Any) -> Restored | None:
+        """The newest checkpoint that is whole, or None where there never was one.
+
+        Args:
+            params: the tree of jax.ShapeDtypeStruct with shardings to restore into; any sharding,
+                whatever the number of devices that wrote the checkpoint.
+            training: likewise.
+
+        Raises:
+            CheckpointError: where there are checkpoints but none is whole.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            problem = damage(self.directory / str(step))
+            if problem is None:
+                try:
+                    return self._restore(step, params, training)
+                except Exception as error:
+                    problem = f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
+            self._move_away(step, problem)
+        if steps:
+            raise CheckpointError(
+                f"{self.directory}: expected a whole checkpoint, but all of {steps} were damaged "
+                f"and moved to {self.workdir / 'damaged_checkpoints'}; restore one from a backup, "
+                "or start in another workdir"
+            )
+        return None
+
+    def _restore(self, step: int, params: Any, training: Any) -> Restored:
+        restored = self.manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(params),
+                training=ocp.args.StandardRestore(training),
+                input=ocp.args.JsonRestore(),
+                metadata=ocp.args.JsonRestore(),
+            ),
+        )
+        return Restored(step, **{item: restored[item] for item in ITEMS})
+
+    def _move_away(self, step: int, problem: str) -> None:
+        logging.warning(
+            "checkpoint %d is damaged (%s): moved to damaged_checkpoints/, trying the one before",
+            step,
+            problem,
+        )
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+        if jax.process_index() == 0:
+            target = self.workdir / "damaged_checkpoints"
+            target.mkdir(exist_ok=True)
+            name, count = str(step), 1
+            while (target / name).exists():
+                count += 1
+                name = f"{step}-{count}"
+            (self.directory / str(step)).rename(target / name)
+
+    def _failed(self, step: int, error: Exception) -> str:
+        good = [s for s in self.steps() if s != step]
+        last = f"the last good checkpoint is step {good[-1]}" if good else "none was saved before"
+        reason = str(error).strip() or type(error).__name__
+        return (
+            f"saving checkpoint {step} to {self.directory} failed: {reason[:600]}; {last}. Free "
+            "space or fix the permissions, then run the same command again to resume"
+        )
+
+
+def complete_steps(workdir: str | os.PathLike) -> list[int]:
+    """Steps whose directory stands under its final name, oldest first."""
+    directory = pathlib.Path(workdir) / "checkpoints"
+    if not directory.is_dir():
+        return []
+    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and p.is_dir())
+
+
+def seal(directory: pathlib.Path) -> None:
+    """Writes the SHA-256 of every file of a complete step into its manifest, atomically."""
+    sums = {str(p.relative_to(directory)): _sha256(p) for p in _files(directory)}
+    temporary = directory / (MANIFEST + ".tmp")
+    with temporary.open("w") as file:
+        json.dump(sums, file, indent=0, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(directory / MANIFEST)
+
+
+def damage(directory: pathlib.Path) -> str | None:
+    """What a step's manifest says is wrong with it; None where it is whole or has no manifest.
+
+    A step without one was complete when its process was killed before it could be sealed.
+    """
+    missing = [item for item in ITEMS if not (directory / item).is_dir()]
+    if missing:
+        return f"missing {', '.join(missing)}"
+    manifest = directory / MANIFEST
+    if not manifest.exists():
+        return None
+    try:
+        sums = json.loads(manifest.read_text())
+    except ValueError:
+        return f"{MANIFEST} is not readable"
+    for name, expected in sums.items():
+        if not (directory / name).is_file():
+            return f"missing {name}"
+        if _sha256(directory / name) != expected:
+            return f"{name} does not have the SHA-256 that was saved"
+    return None
+
+
+def _files(directory: pathlib.Path) -> list[pathlib.Path]:
+    names = (MANIFEST, MANIFEST + ".tmp")
+    return sorted(p for p in directory.rglob("*") if p.is_file() and p.name not in names)
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def restore_params(
+    workdir: str | os.PathLike, step: int | None = None
+) -> tuple[Any, dict[str, Any], int]:
+    """The parameters of a run's checkpoint on the default device, and what they belong to.
+
+    Args:
+        workdir: a run's directory, with config.json and checkpoints/.
+        step: the step wanted; None for the newest that is whole.
+
+    Returns:
+        (parameters as a pure dictionary, the model's config as a dictionary, the step).
+
+    Raises:
+        CheckpointError: where there is no such step, or it is damaged.
+    """
+    workdir = pathlib.Path(workdir).absolute()
+    config_file, steps = workdir / "config.json", complete_steps(workdir)
+    if not config_file.is_file() or not steps:
+        lacking = "checkpoints/STEP" if config_file.is_file() else "config.json"
+        raise CheckpointError(
+            f"{workdir}: expected a run's directory with config.json and checkpoints/STEP, found "
+            f"no {lacking}; give --workdir of a finished or running training"
+        )
+    if step is not None and step not in steps:
+        raise CheckpointError(f"{workdir}: expected one of the steps {steps}, got {step}")
+    model = json.loads(config_file.read_text())["model"]
+    config = variants.from_dict(model)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        base.split(variants.abstract(config))[1],
+    )
+    problems = []
+    for candidate in [step] if step is not None else reversed(steps):
+        directory = workdir / "checkpoints" / str(candidate)
+        problem = damage(directory)
+        if problem is None:
+            with ocp.StandardCheckpointer() as checkpointer:
+                params = checkpointer.restore(directory / "params", abstract)
+            return params, config.to_dict(), candidate
+        problems.append(f"step {candidate}: {problem}")
+        logging.warning("checkpoint %s", problems[-1])
+    raise CheckpointError(f"{workdir}: no whole checkpoint: {'; '.join(problems)}")

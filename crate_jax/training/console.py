@@ -1,0 +1,221 @@
+"""What a run says while it works: plain lines that read well in a terminal and in a log file."""
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import rich.box
+import rich.console
+import rich.table
+
+from crate_jax.config import Durations
+from crate_jax.models.base import ImageModelConfig
+from crate_jax.training import metrics
+
+
+def say(text: str) -> None:
+    """A line on standard output, at once; only the first process speaks."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def device_line(mesh: jax.sharding.Mesh) -> str:
+    """Which devices, and how the mesh lays them out."""
+    device = mesh.devices.flat[0]
+    processes = f", process {jax.process_index()} of {jax.process_count()}"
+    return (
+        f"devices   {mesh.size} x {device.device_kind} ({device.platform}), mesh "
+        f"data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}"
+        + (processes if jax.process_count() > 1 else "")
+    )
+
+
+def model_line(config: ImageModelConfig, params: Any, flops: float, dtype: str) -> str:
+    """The network in one line."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    size = " x ".join(str(side) for side in config.image_size)
+    return (
+        f"model     {config.family}, {size} px in patches of {config.patch_size}, dim {config.dim}, "
+        f"depth {config.depth}, heads {config.heads}, {count:,} parameters, {dtype}, "
+        f"{flops / 1e9:.3g} GFLOP an image and step"
+    )
+
+
+def dry_run_text(compiled: jax.stages.Compiled, plan: Durations, directory: Any) -> str:
+    """What a run would do and need, from the compiled step."""
+    memory = compiled.memory_analysis()
+    lines = [f"steps     {plan.total}, of which {plan.warmup} warm-up"]
+    if memory is not None:
+        held, work = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+        lines.append(
+            f"memory    {(held + work) / 2**30:.2f} GiB a device: {held / 2**30:.2f} state and batch, "
+            f"{work / 2**30:.2f} at work"
+        )
+    lines += [
+        f"every     log {plan.log}, evaluate {plan.evaluate}, checkpoint {plan.checkpoint} steps",
+        f"would write to {directory}: config.json, metrics.jsonl, checkpoints/, tensorboard/, report/",
+        "dry run: nothing was written",
+    ]
+    return "\n".join(lines)
+
+
+class Stopwatch:
+    """Where the time of a run goes: steps, waiting for input, evaluation, checkpoints, compilation.
+
+    Args:
+        start: steps done before.
+        total: steps of the run.
+        batch_size: examples a step.
+        flops: floating-point operations of training on one example.
+        peak: of one device, operations a second; None where unknown.
+        devices: how many.
+    """
+
+    def __init__(
+        self, start: int, total: int, batch_size: int, flops: float, peak: float | None, devices: int
+    ):
+        self.total, self.batch_size = total, batch_size
+        self.flops, self.peak = flops, (peak or math.nan) * devices
+        self._step, self._mark = start, time.monotonic()
+        self._paused = self._waited = 0.0
+        self._spent = {"compile": 0.0, "evaluation": 0.0, "checkpoint": 0.0}
+        self._rate = math.nan
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the wait for the next batch."""
+        begin = time.monotonic()
+        yield
+        self._waited += time.monotonic() - begin
+
+    @contextlib.contextmanager
+    def pause(self, what: str) -> Iterator[None]:
+        """Around what is not a training step: "compile", "evaluation" or "checkpoint"."""
+        begin = time.monotonic()
+        yield
+        seconds = time.monotonic() - begin
+        self._spent[what] += seconds
+        self._paused += seconds
+
+    def lap(self, step: int) -> dict[str, float]:
+        """Figures since the last lap, all under time/ since no two runs agree on them."""
+        now = time.monotonic()
+        seconds = max(now - self._mark - self._paused, 1e-9)
+        steps = step - self._step
+        rate = steps * self.batch_size / seconds
+        # The ETA follows a smoothed rate.
+        self._rate = rate if math.isnan(self._rate) else 0.7 * self._rate + 0.3 * rate
+        values = {
+            "time/images_per_second": rate,
+            "time/step": seconds / steps,
+            "time/input_wait_fraction": min(1.0, self._waited / seconds),
+            **{f"time/{what}": seconds for what, seconds in self._spent.items()},
+        }
+        if math.isfinite(self.peak):
+            values["time/mfu"] = rate * self.flops / self.peak
+        self._step, self._mark, self._paused, self._waited = step, now, 0.0, 0.0
+        return values
+
+    def eta(self) -> float:
+        """Seconds of training steps that remain; evaluation comes on top."""
+        return (self.total - self._step) * self.batch_size / self._rate
+
+
+def progress_line(step: int, total: int, values: Mapping[str, float], eta: float) -> str:
+    """One line a log interval."""
+    parts = [
+        f"step {step:>{len(str(total))}}/{total}",
+        f"loss {values['train/loss']:.4f}",
+    ]
+    if "train/top1" in values:
+        parts.append(f"top1 {values['train/top1']:.3f}")
+    parts.append(f"{values['time/images_per_second']:,.0f} images/s")
+    if "time/mfu" in values:
+        parts.append(f"MFU {100 * values['time/mfu']:.1f} %")
+    if values["time/input_wait_fraction"] > 0.1:
+        parts.append(f"waiting for input {100 * values['time/input_wait_fraction']:.0f} %")
+    parts.append(f"ETA {metrics.duration_text(eta)}")
+    return "  ".join(parts)
+
+
+def evaluation_line(step: int, values: Mapping[str, float]) -> str:
+    """One line an evaluation: accuracy, and the layer whose attention fits the objects best."""
+    parts = [f"evaluation after {step}: loss {values['val/loss']:.4f}"]
+    if "val/top1" in values:
+        parts.append(f"top1 {values['val/top1']:.3f}  top5 {values['val/top5']:.3f}")
+    best = best_layer(values, "val/cls_iou/mass/best/")
+    if best:
+        layer, iou = best
+        parts.append(f"[CLS] IoU {iou:.3f} ({layer}, best head, mass rule)")
+        if (random := values.get(f"val/cls_iou_random/mass/best/{layer}")) is not None:
+            parts.append(f"random weights {random:.3f}  all ones {values['val/cls_iou_all_ones']:.3f}")
+    return "  ".join(parts)
+
+
+def best_layer(values: Mapping[str, float], prefix: str) -> tuple[str, float] | None:
+    """The (layer, value) that is largest among the metrics PREFIXlayerNN."""
+    found = {
+        name.removeprefix(prefix): value
+        for name, value in values.items()
+        if name.startswith(prefix) and "/" not in name.removeprefix(prefix)
+    }
+    return max(found.items(), key=lambda item: item[1]) if found else None
+
+
+def print_evaluation(values: Mapping[str, Any]) -> None:
+    """The figures of an evaluation as tables."""
+    if jax.process_index():
+        return
+    console = rich.console.Console(file=sys.stdout, width=None if sys.stdout.isatty() else 100)
+    summary = rich.table.Table("held out", "", box=rich.box.SIMPLE_HEAD)
+    for name, digits in (
+        ("val/images", 0),
+        ("val/loss", 4),
+        ("val/top1", 4),
+        ("val/top5", 4),
+        ("val/object_fraction", 4),
+        ("val/cls_iou_all_ones", 4),
+        ("val/cls_iou_centre_box", 4),
+    ):
+        if name in values:
+            summary.add_row(name, f"{values[name]:.{digits}f}")
+    console.print(summary)
+    layers = sorted(
+        name.rsplit("/", 1)[1] for name in values if name.startswith("val/sparsity/layer")
+    )
+    if not layers:
+        return
+    scored = f"val/cls_iou/mass/best/{layers[0]}" in values
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+    table.add_column("layer")
+    columns = {"coding rate": "val/coding_rate/{}", "sparsity": "val/sparsity/{}"}
+    if scored:
+        columns = {
+            "mass best": "val/cls_iou/mass/best/{}",
+            "mass mean": "val/cls_iou/mass/mean/{}",
+            "mass random": "val/cls_iou_random/mass/best/{}",
+            "gain [95 %]": "val/cls_iou_gain/mass/best/{}",
+            "area best": "val/cls_iou/area/best/{}",
+            "area random": "val/cls_iou_random/area/best/{}",
+        } | columns
+    for title in columns:
+        table.add_column(title, justify="right")
+    for layer in layers:
+        cells = []
+        for pattern in columns.values():
+            name = pattern.format(layer)
+            if name not in values:
+                cells.append("-")
+            elif f"{name}/low" in values and "gain" in name:
+                low, high = values[f"{name}/low"], values[f"{name}/high"]
+                cells.append(f"{values[name]:+.3f} [{low:+.3f}, {high:+.3f}]")
+            else:
+                cells.append(f"{values[name]:.3f}")
+        table.add_row(layer.removeprefix("layer"), *cells)
+    if scored:
+        table.title = "[CLS] attention IoU with the object"
+    console.print(table)

@@ -1,0 +1,208 @@
+"""Held-out figures: top-1, top-5, loss; [CLS] attention against masks; coding rate and sparsity.
+
+Names: val/top1, val/top5, val/loss; val/cls_iou/RULE/HEAD/layerNN with RULE mass or area, HEAD best
+or mean and layers from 01; val/cls_iou_random/... for the same network with random weights;
+val/cls_iou_all_ones, val/cls_iou_centre_box; val/coding_rate/layerNN, val/sparsity/layerNN. An
+interval (95 %, bootstrap over images) adds /low and /high to its figure's name.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from crate_jax.models import base
+from crate_jax.segmentation import attention, layerwise, scoring
+from crate_jax.training import losses, sharding
+
+Arrays = dict[str, np.ndarray]
+RULES = ("mass", "area")
+
+
+def make_measure(
+    definition: nnx.GraphDef, mesh: jax.sharding.Mesh, *, capture: bool, masks: bool, keep: float
+) -> Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]:
+    """A jitted (parameters, batch) -> per-image arrays, the batch axis first.
+
+    Args:
+        definition: the static half of `base.split` of a classifier.
+        mesh: the devices; the results are gathered on every one, so that each host reads all.
+        capture: also measure every layer: coding_rate, sparsity f[b, layers].
+        masks: the batch has `mask` bool[b, h, w]; with `capture` also mass, area
+            f[b, layers, heads], the IoU of each head's thresholded map, and the baselines.
+        keep: the part of mass or area that the rules keep.
+    """
+
+    def measure(params, batch):
+        model = base.merge(definition, params)
+        images = model.preprocess(batch["image"])
+        logits, out = model(images, capture=capture)
+        labels = batch["label"]
+        figures = {
+            "loss": losses.cross_entropy(logits, labels),
+            "top1": losses.top_k_correct(logits, labels, 1),
+            "top5": losses.top_k_correct(logits, labels, 5),
+            "predicted": jnp.argmax(logits, axis=-1),
+        }
+        if not capture:
+            return figures
+        layers = range(out["query"].shape[0])
+        figures["coding_rate"] = jnp.stack(
+            [layerwise.coding_rate(out["query"][layer]) for layer in layers], axis=1
+        )
+        figures["sparsity"] = jnp.stack(
+            [layerwise.sparsity(out["tokens"][layer]) for layer in layers], axis=1
+        )
+        if masks:
+            grid = tuple(side // model.config.patch_size for side in images.shape[1:3])
+            ious = []
+            for layer in layers:
+                maps = attention.cls_maps(out["query"][layer], out["key"][layer])
+                ious.append(scoring.cls_iou(maps, batch["mask"], grid, fraction=keep))
+            for rule in RULES:
+                figures[rule] = jnp.stack([iou[rule] for iou in ious], axis=1)
+            figures |= scoring.baselines(batch["mask"])
+        return figures
+
+    return jax.jit(measure, out_shardings=sharding.replicated(mesh))
+
+
+class Evaluator:
+    """Runs a network over held-out batches.
+
+    Args:
+        definition: the static half of `base.split` of a classifier.
+        batches: returns a fresh pass over the held-out set: this process's part of each batch,
+            with `valid` bool[b] False at padding.
+        mesh: the devices.
+        masks: whether batches have masks to score attention against.
+        capture_images: measure the layers on at least so many images (the first ones), since
+            capturing costs memory and time; accuracy is always measured on all.
+        keep: the part of mass or area that the rules keep.
+    """
+
+    def __init__(
+        self,
+        definition: nnx.GraphDef,
+        batches: Callable[[], Iterable[Arrays]],
+        mesh: jax.sharding.Mesh,
+        *,
+        masks: bool,
+        capture_images: int,
+        keep: float,
+    ):
+        self.batches, self.mesh, self.masks = batches, mesh, masks
+        self.capture_images = capture_images
+        self._plain = make_measure(definition, mesh, capture=False, masks=False, keep=keep)
+        self._full = make_measure(definition, mesh, capture=True, masks=masks, keep=keep)
+        self._random: dict[str, float] | None = None
+        self._random_images: Arrays | None = None
+
+    def measure(self, params: Any, *, capture_only: bool = False) -> Arrays:
+        """Per-image arrays over the held-out set, padding removed, in the set's order.
+
+        Layer-wise arrays are shorter where `capture_images` is smaller than the set.
+
+        Args:
+            params: the parameters.
+            capture_only: stop once the layers are measured.
+        """
+        columns: dict[str, list[np.ndarray]] = {}
+        measured = 0
+        split = sharding.batch_sharding(self.mesh)
+        for batch in self.batches():
+            full = measured < self.capture_images
+            if capture_only and not full:
+                break
+            keys = {"image", "label", "valid"} | ({"mask"} if full and self.masks else set())
+            arrays = sharding.put_batch({key: batch[key] for key in keys}, split)
+            valid = arrays.pop("valid")
+            figures = jax.device_get((self._full if full else self._plain)(params, arrays))
+            valid = np.asarray(jax.device_get(_replicate(valid, self.mesh)))
+            for name, value in figures.items():
+                columns.setdefault(name, []).append(value[valid])
+            measured += int(valid.sum())
+        return {name: np.concatenate(parts) for name, parts in columns.items()}
+
+    def __call__(self, params: Any, random_params: Any = None) -> dict[str, float]:
+        """All figures by name.
+
+        Args:
+            params: the trained parameters.
+            random_params: a function returning the same network's random parameters, called once;
+                None leaves that baseline out.
+        """
+        images = self.measure(params)
+        metrics = summarise(images)
+        if self.masks and random_params is not None:
+            if self._random is None:
+                self._random_images = self.measure(random_params(), capture_only=True)
+                self._random = cls_iou_metrics(self._random_images, "val/cls_iou_random")
+            metrics |= self._random
+            metrics |= gain_metrics(images, self._random_images)
+        return metrics
+
+
+def summarise(images: Arrays) -> dict[str, float]:
+    """Means over images of what `Evaluator.measure` returns, by metric name."""
+    metrics = {
+        "val/loss": _mean(images["loss"]),
+        "val/top1": _mean(images["top1"]),
+        "val/top5": _mean(images["top5"]),
+        "val/images": len(images["loss"]),
+    }
+    for kind in ("coding_rate", "sparsity"):
+        if kind in images:
+            metrics |= _by_layer(f"val/{kind}", images[kind].T)
+    if "mass" in images:
+        metrics |= cls_iou_metrics(images, "val/cls_iou", intervals=True)
+        for name in ("all_ones", "centre_box"):
+            metrics[f"val/cls_iou_{name}"] = _mean(images[name])
+        # A mask of everything has the object's share of the image as its IoU.
+        metrics["val/object_fraction"] = metrics["val/cls_iou_all_ones"]
+    return metrics
+
+
+def cls_iou_metrics(images: Arrays, prefix: str, intervals: bool = False) -> dict[str, float]:
+    """PREFIX/RULE/HEAD/layerNN: mean IoU over images, of the best head in each and of all heads."""
+    metrics = {}
+    for rule in RULES:
+        scores = scoring.head_scores(np.moveaxis(images[rule], 0, 1))
+        for head in ("best", "mean"):
+            metrics |= _by_layer(f"{prefix}/{rule}/{head}", scores[head], intervals)
+    return metrics
+
+
+def gain_metrics(images: Arrays, random_images: Arrays) -> dict[str, float]:
+    """val/cls_iou_gain/RULE/best/layerNN: trained minus random weights, paired by image."""
+    metrics = {}
+    for rule in RULES:
+        trained, random = (x[rule].max(axis=-1).astype(np.float64) for x in (images, random_images))
+        metrics |= _by_layer(f"val/cls_iou_gain/{rule}/best", (trained - random).T, True)
+    return metrics
+
+
+def layer_name(index: int) -> str:
+    """Index 0 -> "layer01"."""
+    return f"layer{index + 1:02d}"
+
+
+def _by_layer(prefix: str, values: np.ndarray, intervals: bool = False) -> dict[str, float]:
+    """Means of f[layers, images] as PREFIX/layerNN, with /low and /high where asked for."""
+    names = [f"{prefix}/{layer_name(index)}" for index in range(len(values))]
+    metrics = {name: _mean(row) for name, row in zip(names, values, strict=True)}
+    if intervals:
+        for name, low, high in zip(names, *scoring.bootstrap_interval(values), strict=True):
+            metrics |= {f"{name}/low": float(low), f"{name}/high": float(high)}
+    return metrics
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.mean(values, dtype=np.float64))
+
+
+def _replicate(array: jax.Array, mesh: jax.sharding.Mesh) -> jax.Array:
+    return jax.device_put(array, sharding.replicated(mesh))

@@ -1,0 +1,247 @@
+"""The training loop, read from top to bottom, and evaluation alone.
+
+A run is a function of its config: randomness comes from (seed, step), the input is random-access,
+and what is averaged between two log lines is part of the saved state. So a run that was stopped,
+however it was, and started again ends with the same figures as one that was not.
+"""
+
+import collections
+import pathlib
+import time
+from typing import Any
+
+import jax
+import ml_collections
+
+from crate_jax import config as configuration
+from crate_jax.models import base, variants
+from crate_jax.training import checkpoint, console, inputs, optim, sharding, workdir
+from crate_jax.training import metrics as figures
+from crate_jax.training import report as reporting
+from crate_jax.training import step as steps
+from crate_jax.training.console import say
+from crate_jax.training.stop import StopSignal
+
+
+def train(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -> int:
+    """Trains to the end, or until told to stop; resumes where the directory holds checkpoints.
+
+    Args:
+        config: from a config file; `crate_jax.config.default` has every key with its meaning.
+        directory: the run's workdir. Written there: config.json, metrics.jsonl, checkpoints/,
+            tensorboard/, report/index.html.
+
+    Returns:
+        The exit status: 0 when finished, or stopped by SIGTERM and saved; 130 after Ctrl-C.
+
+    Raises:
+        ValueError: for anything wrong with the config, the data or the workdir, before any work.
+        FloatingPointError: where the loss or a gradient is not finite.
+        checkpoint.CheckpointError: where a checkpoint cannot be written or read.
+        OSError: where files cannot be written.
+    """
+    started = time.monotonic()
+
+    # ---- Configuration and devices --------------------------------------------------------------
+    config = configuration.resolve(config)
+    mesh = sharding.make_mesh(config.fsdp)
+    sharding.check_batch("batch_size", config.batch_size, mesh, config.accumulate)
+    sharding.check_batch("evaluation.batch_size", config.evaluation.batch_size, mesh)
+    say(console.device_line(mesh))
+
+    # ---- Data: opened and checked before anything is compiled -----------------------------------
+    model_config = variants.from_dict(config.model.to_dict())
+    data = inputs.open_data(config, model_config)
+    plan = configuration.durations(config, len(data.train))
+    say(inputs.data_line(data, plan, config.batch_size))
+
+    # ---- Model and optimizer: shapes first ------------------------------------------------------
+    options = {"dtype": config.dtype, "remat": config.remat}
+    definition, _ = base.split(variants.abstract(model_config, **options))
+    rate = optim.schedule(config.optimizer, plan.warmup, plan.total)
+    optimizer = optim.optimizer(config.optimizer, rate)
+    objective = steps.objective(config)
+
+    def init(key):
+        params = base.split(variants.build(model_config, key, **options))[1]
+        return params, steps.initial(optimizer, params)
+
+    seed_key = jax.random.key(config.seed)
+    shapes = jax.eval_shape(init, seed_key)
+    shardings = sharding.state_shardings(mesh, shapes)
+    template = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        shardings,
+    )
+    # Parameters are born sharded: no device ever holds what it is not to keep.
+    init = jax.jit(init, out_shardings=shardings)
+    train_step = jax.jit(
+        steps.make_step(
+            definition, objective, optimizer, seed=config.seed, accumulate=config.accumulate
+        ),
+        donate_argnums=(0, 1),
+        out_shardings=shardings,
+    )
+    split = sharding.batch_sharding(mesh)
+    flops = steps.flops_per_image(config, model_config)
+    say(console.model_line(model_config, shapes[0], flops, config.dtype))
+
+    if config.dry_run:
+        with data.batches() as batches:
+            batch = sharding.put_batch(inputs.pixels_and_labels(next(batches)), split)
+        say(console.dry_run_text(train_step.lower(*template, batch).compile(), plan, directory))
+        return 0
+
+    # ---- Workdir, and resumption: newest whole checkpoint, then input position, then metrics -----
+    directory = pathlib.Path(directory).absolute()
+    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    workdir.claim(directory, config, needed_bytes=2 * state_bytes + 2**24)
+    checkpoints = checkpoint.Checkpoints(directory, config.keep_checkpoints, plan.keep)
+    batches = data.batches()
+    restored = checkpoints.restore_latest(*template)
+    if restored is None:
+        start, (params, training) = 0, init(seed_key)
+    else:
+        start, params, training = restored.step, restored.params, restored.training
+        batches.set_state(restored.input)
+        say(f"resumed  after step {start} of {plan.total}")
+    writer = jax.process_index() == 0
+    metrics = figures.MetricsFile(directory / "metrics.jsonl", start, writer)
+    board = figures.TensorBoard(directory / "tensorboard", start, writer and config.tensorboard)
+    evaluator = inputs.make_evaluator(config, definition, data, mesh)
+
+    def record(step: int, values: dict[str, Any]) -> None:
+        metrics.write(step, values)
+        board.write(step, values)
+
+    def evaluate_now(step: int) -> None:
+        begin = time.monotonic()
+        values = evaluator(params, lambda: init(seed_key)[0])
+        record(step, values | {"time/evaluation": time.monotonic() - begin})
+        say(console.evaluation_line(step, values))
+
+    def save(step: int) -> None:
+        check_finite(step)
+        metrics.sync()
+        metadata = {"step": step, "class_names": list(data.train.class_names)}
+        checkpoints.save(step, params, training, batches.get_state(), metadata)
+
+    def check_finite(step: int) -> None:
+        bad = int(training["bad_step"])
+        if bad >= 0:
+            raise FloatingPointError(_not_finite(bad, recent, directory, checkpoints.steps()))
+        recent.clear()
+
+    def due(step: int, every: int) -> bool:
+        return step == plan.total or (every > 0 and step % every == 0)
+
+    # ---- Loop -----------------------------------------------------------------------------------
+    recent: collections.deque = collections.deque()  # (step, indices) not yet known to be finite
+    peak = figures.peak_flops(jax.devices()[0])
+    watch = console.Stopwatch(start, plan.total, config.batch_size, flops, peak, mesh.size)
+    with StopSignal() as stop:
+        try:
+            # Stopped between a step and its evaluation: that is made up for first.
+            if start and due(start, plan.evaluate) and not metrics.has(start, "val/loss"):
+                evaluate_now(start)
+            for step in range(start + 1, plan.total + 1):
+                with watch.waiting():
+                    batch = next(batches)
+                recent.append((step, batch["index"]))
+                batch = sharding.put_batch(inputs.pixels_and_labels(batch), split)
+                params, training = train_step(params, training, batch)
+                if step == start + 1:
+                    with watch.pause("compile"):
+                        jax.block_until_ready(params)
+                if due(step, plan.log):
+                    # The one place where the host waits for the device.
+                    values = steps.read_sums(training) | {"train/learning_rate": rate(step - 1)}
+                    check_finite(step)
+                    training = steps.reset_sums(training)
+                    values |= watch.lap(step)
+                    record(step, values)
+                    say(console.progress_line(step, plan.total, values, watch.eta()))
+                    checkpoints.poll()
+                if due(step, plan.evaluate) and not stop:
+                    with watch.pause("evaluation"):
+                        evaluate_now(step)
+                if due(step, plan.checkpoint) or stop:
+                    with watch.pause("checkpoint"):
+                        save(step)
+                if stop:
+                    checkpoints.wait()
+                    say(f"{stop.name}: saved step {step}; run the same command again to resume")
+                    return stop.status
+        finally:
+            batches.close()
+            metrics.close()
+            board.close()
+            checkpoints.close()
+    # ---- Report ---------------------------------------------------------------------------------
+    console.print_evaluation(metrics.latest("val/loss"))
+    if config.report and writer:
+        path = reporting.write(directory, config, data, definition, params, metrics.lines)
+        say(f"report   {path}")
+    say(f"done in {figures.duration_text(time.monotonic() - started)}, results in {directory}")
+    return 0
+
+
+def evaluate(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -> int:
+    """Evaluates the newest checkpoint of a run, and writes eval.json and the report again.
+
+    Args:
+        config: the run's own config; data and evaluation may differ from it (another split of
+            difficulty, say), the model may not.
+        directory: the run's workdir; metrics.jsonl is left as it is.
+
+    Returns:
+        The exit status 0.
+
+    Raises:
+        ValueError: where the config's model is not the run's.
+        checkpoint.CheckpointError: where there is no whole checkpoint.
+    """
+    config = configuration.resolve(config)
+    mesh = sharding.make_mesh(config.fsdp)
+    sharding.check_batch("evaluation.batch_size", config.evaluation.batch_size, mesh)
+    directory = pathlib.Path(directory).absolute()
+    model_config = variants.from_dict(config.model.to_dict())
+    data = inputs.open_data(config, model_config)
+    params, saved, step = checkpoint.restore_params(directory)
+    if changes := configuration.differences(saved, model_config.to_dict()):
+        raise ValueError(
+            f"workdir {directory}: holds another model than the config (there -> here):\n  "
+            + "\n  ".join(changes)
+        )
+    definition, _ = base.split(variants.abstract(model_config, dtype=config.dtype))
+    params = jax.device_put(params, sharding.state_shardings(mesh, params))
+    evaluator = inputs.make_evaluator(config, definition, data, mesh)
+    key = jax.random.key(config.seed)
+    values = evaluator(params, lambda: base.split(variants.build(model_config, key))[1])
+    say(f"evaluated step {step}")
+    console.print_evaluation(values)
+    if jax.process_index() == 0:
+        workdir.write_json(directory / "eval.json", {"step": step} | values)
+        if config.report:
+            lines = figures.cut(directory / "metrics.jsonl", step)
+            lines.append({"step": step} | values)
+            path = reporting.write(directory, config, data, definition, params, lines)
+            say(f"report   {path}")
+    return 0
+
+
+def _not_finite(
+    bad: int, recent: collections.deque, directory: pathlib.Path, good_steps: list[int]
+) -> str:
+    """Writes which batch it was to nonfinite.json, and says what to do."""
+    indices = next((indices.tolist() for step, indices in recent if step == bad), None)
+    record = {"step": bad, "indices": indices}
+    path = directory / f"nonfinite_{jax.process_index()}.json"
+    workdir.write_json(path, record)
+    kept = f"the last good checkpoint is step {good_steps[-1]}" if good_steps else "none was saved"
+    return (
+        f"the loss or its gradient was not finite at step {bad}; {kept}. The indices of that "
+        f"step's examples are in {path}. Look at them, or train in a new workdir with a lower "
+        "optimizer.learning_rate, a longer optimizer.warmup or optimizer.clip_norm=1.0"
+    )

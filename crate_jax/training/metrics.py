@@ -1,0 +1,160 @@
+"""Where figures go: metrics.jsonl, TensorBoard, and the arithmetic of throughput."""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+# Peak dense bf16 matrix operations a second, by a part of `device_kind`; from the makers'
+# datasheets. The longest match counts.
+PEAK_FLOPS = {
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+    "L4": 121e12,
+    "V100": 125e12,
+    "T4": 65e12,
+    "TPU v2": 45e12,
+    "TPU v3": 123e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+}
+# Lines hold times under this prefix and nowhere else: everything else is reproducible.
+TIME = "time/"
+
+
+class MetricsFile:
+    """One JSON object a line, with `step`; append-only, whole lines.
+
+    Args:
+        path: the file.
+        resume_step: lines of later steps are cut away, and a torn last line with them.
+        writer: whether this process writes; others only keep `lines`.
+
+    Raises:
+        OSError: where it cannot be written.
+    """
+
+    def __init__(self, path: pathlib.Path, resume_step: int, writer: bool = True):
+        self.lines = cut(path, resume_step)
+        self._file = None
+        if writer:
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_text("".join(_line(entry) for entry in self.lines))
+            temporary.replace(path)
+            self._file = path.open("a")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends a line; numbers that are not finite become null, which JSON has."""
+        entry = {"step": step} | {name: _number(value) for name, value in values.items()}
+        self.lines.append(entry)
+        if self._file:
+            self._file.write(_line(entry))
+            self._file.flush()
+
+    def sync(self) -> None:
+        """Puts the lines on the disk: a checkpoint must not outlive the lines before it."""
+        if self._file:
+            os.fsync(self._file.fileno())
+
+    def has(self, step: int, name: str) -> bool:
+        """Whether a line of this step holds this metric."""
+        return any(entry["step"] == step and name in entry for entry in self.lines)
+
+    def latest(self, name: str) -> dict[str, Any]:
+        """The newest line that holds this metric; empty where there is none."""
+        return next((entry for entry in reversed(self.lines) if name in entry), {})
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file:
+            self._file.close()
+
+
+class TensorBoard:
+    """The same figures as TensorBoard events, through tensorboardX.
+
+    Args:
+        directory: of the event files.
+        resume_step: events of later steps are hidden.
+        enabled: False writes nothing.
+    """
+
+    def __init__(self, directory: pathlib.Path, resume_step: int, enabled: bool):
+        self._writer = None
+        if enabled:
+            from tensorboardX import SummaryWriter
+
+            purge = resume_step + 1 if resume_step else None
+            self._writer = SummaryWriter(str(directory), purge_step=purge)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One scalar a metric."""
+        if self._writer:
+            for name, value in values.items():
+                self._writer.add_scalar(name, float(value), step)
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        if self._writer:
+            self._writer.close()
+
+
+def cut(path: pathlib.Path, last_step: int) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl up to a step; a torn line ends it."""
+    lines = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                break
+            if entry["step"] <= last_step:
+                lines.append(entry)
+    return lines
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    return json.dumps(entry) + "\n"
+
+
+def _number(value: float) -> float | int | None:
+    value = value.item() if hasattr(value, "item") else value
+    return value if math.isfinite(value) else None
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """Peak bf16 operations a second of a device; None where it is not known."""
+    names = [name for name in PEAK_FLOPS if name.lower() in device.device_kind.lower()]
+    return PEAK_FLOPS[max(names, key=len)] if names else None
+
+
+def count_flops(function: Callable, *args: Any) -> float:
+    """Floating-point operations of a call, counted by XLA before its optimisations.
+
+    Args:
+        function: jittable.
+        *args: arrays or jax.ShapeDtypeStruct.
+    """
+    analysis = jax.jit(function).lower(*args).cost_analysis() or {}
+    return float(analysis.get("flops", math.nan))
+
+
+def duration_text(seconds: float) -> str:
+    """75 -> "1:15", 4000 -> "1:06:40"."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

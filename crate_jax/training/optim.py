@@ -1,0 +1,61 @@
+"""Optimizers and schedules, from optax."""
+
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+
+from crate_jax.config import choices
+
+OPTIMIZERS = ("adamw", "lion")
+SCHEDULES = ("cosine", "constant")
+DECAY_MASKS = ("all", "kernel")
+
+
+def schedule(c: ml_collections.ConfigDict, warmup: int, total: int) -> optax.Schedule:
+    """Linear warm-up from 0 to the peak, then a half cosine to `end_factor` of it, or a constant.
+
+    Args:
+        c: `config.optimizer`.
+        warmup: steps of warm-up, in [0, total].
+        total: steps of the run.
+    """
+    choices("optimizer.schedule", c.schedule, SCHEDULES)
+    if not 0 <= warmup <= total:
+        raise ValueError(f"optimizer.warmup: expected 0 to {total} (all steps), got {warmup} steps")
+    end = c.learning_rate * c.end_factor
+    if c.schedule == "cosine":
+        after = optax.cosine_decay_schedule(c.learning_rate, max(1, total - warmup), c.end_factor)
+    else:
+        after = optax.constant_schedule(c.learning_rate)
+        end = c.learning_rate
+    if warmup >= total:
+        after = optax.constant_schedule(end)
+    # Step 0 trains already: the first of w warm-up steps takes 1/w of the peak.
+    up = optax.linear_schedule(c.learning_rate / max(1, warmup), c.learning_rate, max(1, warmup - 1))
+    return optax.join_schedules([up, after], [warmup])
+
+
+def optimizer(c: ml_collections.ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW or Lion with decoupled weight decay.
+
+    `decay_mask` "all" decays every parameter, as the public CRATE code does; "kernel" decays only
+    leaves called kernel, so neither D nor norms, biases, [CLS] and positions (CRATE-alpha).
+    """
+    choices("optimizer.name", c.name, OPTIMIZERS)
+    choices("optimizer.decay_mask", c.decay_mask, DECAY_MASKS)
+    mask = None if c.decay_mask == "all" else _kernels
+    common = {"b1": c.b1, "b2": c.b2, "weight_decay": c.weight_decay, "mask": mask}
+    if c.name == "adamw":
+        update = optax.adamw(rate, **common)
+    else:
+        update = optax.lion(rate, **common)
+    return optax.chain(optax.clip_by_global_norm(c.clip_norm), update) if c.clip_norm else update
+
+
+def _kernels(params: Any) -> Any:
+    """A tree of bools: True at leaves called kernel."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: getattr(path[-1], "key", None) == "kernel", params
+    )

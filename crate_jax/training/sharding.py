@@ -1,0 +1,77 @@
+"""One mesh over all devices, with axes `data` and `fsdp`.
+
+A batch is split over both axes. Parameters and optimizer state are replicated over `data`; over
+`fsdp` each array is split along its longest axis that divides, so that large models fit.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+# Smaller arrays cost more to gather than they save.
+SMALLEST_SHARDED = 2**14
+
+
+def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+    """A (data, fsdp) mesh over all devices.
+
+    Raises:
+        ValueError: where `fsdp` does not divide the number of devices.
+    """
+    count = len(devices or jax.devices())
+    if fsdp < 1 or count % fsdp:
+        raise ValueError(f"fsdp: expected a divisor of the {count} devices, got {fsdp}")
+    # Auto axes, written out: make_mesh's default of explicit axes would ask for a sharding at
+    # every operation.
+    return jax.make_mesh(
+        (count // fsdp, fsdp),
+        ("data", "fsdp"),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=devices,
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Examples over all devices."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_shardings(mesh: Mesh, tree: Any) -> Any:
+    """A NamedSharding for every leaf (arrays or shapes) of parameters and optimizer state."""
+    fsdp = mesh.shape["fsdp"]
+
+    def sharding(leaf):
+        axes = [axis for axis, size in enumerate(leaf.shape) if size % fsdp == 0]
+        if fsdp == 1 or leaf.size < SMALLEST_SHARDED or not axes:
+            return replicated(mesh)
+        longest = max(axes, key=lambda axis: leaf.shape[axis])
+        spec = [None] * leaf.ndim
+        spec[longest] = "fsdp"
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(sharding, tree)
+
+
+def check_batch(name: str, size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Raises ValueError unless a batch of `size` divides over devices and accumulation steps."""
+    parts = mesh.size * accumulate
+    if size < 1 or size % parts:
+        what = f"the {mesh.size} devices"
+        if accumulate > 1:
+            what += f" times {accumulate} accumulation steps"
+        nearest = max(1, round(size / parts)) * parts
+        raise ValueError(f"{name}: expected a multiple of {what}, got {size}; try {nearest}")
+
+
+def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
+    """A process's part of a batch as global arrays, split over the devices."""
+    return {
+        key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()
+    }

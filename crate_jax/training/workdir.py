@@ -1,0 +1,83 @@
+"""The directory of a run: claimed by one config, writable, with room on its disk."""
+
+import json
+import os
+import pathlib
+import shutil
+
+import ml_collections
+
+from crate_jax import config as configuration
+
+CONFIG = "config.json"
+
+
+def claim(directory: pathlib.Path, config: ml_collections.ConfigDict, needed_bytes: int) -> None:
+    """Makes the directory this config's own, or finds that it already is.
+
+    Args:
+        directory: made where it does not exist.
+        config: resolved; written to config.json at the first claim.
+        needed_bytes: free space that the run will want.
+
+    Raises:
+        ValueError: where the directory holds a run of another config (the message shows the
+            difference), or files of something else.
+        OSError: where it cannot be written or the disk has too little room.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _check_writable(directory)
+    except OSError as error:
+        raise OSError(
+            f"workdir {directory}: cannot be written ({error.strerror or error}); choose another "
+            "--workdir or free space"
+        ) from error
+    path = directory / CONFIG
+    if path.exists():
+        _check_same(path, config)
+        return
+    strangers = [name for name in ("checkpoints", "metrics.jsonl") if (directory / name).exists()]
+    if strangers:
+        raise ValueError(
+            f"workdir {directory}: holds {' and '.join(strangers)} but no {CONFIG}, so it cannot be "
+            "told which run they belong to; choose an empty --workdir"
+        )
+    free = shutil.disk_usage(directory).free
+    if free < needed_bytes:
+        raise OSError(
+            f"workdir {directory}: expected {needed_bytes / 1e9:.2f} GB free for checkpoints, got "
+            f"{free / 1e9:.2f} GB; free space, lower keep_checkpoints, or choose another --workdir"
+        )
+    write_json(path, configuration.plain(config))
+
+
+def write_json(path: pathlib.Path, value: object) -> None:
+    """Writes a JSON file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _check_writable(directory: pathlib.Path) -> None:
+    probe = directory / ".writable"
+    probe.write_bytes(b"\0" * 4096)
+    probe.unlink()
+
+
+def _check_same(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    try:
+        saved = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable as JSON ({error}); choose another --workdir") from error
+    changes = configuration.differences(saved, configuration.plain(config))
+    if changes:
+        raise ValueError(
+            f"workdir {path.parent} belongs to a run of another config (there -> here):\n  "
+            + "\n  ".join(changes)
+            + "\nUse the same values to resume it, or another --workdir for a new run."
+        )
