@@ -1,9 +1,9 @@
 """The embedded dataset: clothing photographs on photographs, with exact masks.
 
 A scene is a crop of a real photograph (`photographs.py`) on which one to a few garments of
-Fashion-MNIST (MIT licence, `assets/`) are pasted, tinted, at random place and size. The label is the
-garment, the ground-truth mask its visible silhouette. A scene is a function of (seed, split, index)
-and of the options alone, so the set is random-access, as long as wanted, and needs no download.
+Fashion-MNIST (MIT licence, `assets/`) are pasted, tinted, at random place and size. The label is
+the garment, the ground-truth mask its visible silhouette. A scene is a function of (seed, split,
+index) and of the options alone: random access, any length, no download.
 Training and validation share neither garments nor photographs.
 """
 
@@ -54,8 +54,8 @@ class Scenes:
       split: "train" (1,000 garments a class, 8 photographs) or "val", also called "test" (200 a
         class, 4 other photographs).
       image_size: side in pixels, at least 16.
-      length: number of scenes, up to 2^31 - 1; None: one for each garment (10,000 or 2,000). Scene i
-        shows garment i modulo their number in an order that is shuffled and balanced over the
+      length: number of scenes, up to 2^31 - 1; None: one for each garment (10,000 or 2,000). Scene
+        i shows garment i modulo their number in an order that is shuffled and balanced over the
         classes, so a longer set shows the same garments in new scenes.
       seed: 0 <= seed < 2^63.
       objects: least and most garments in a scene.
@@ -65,9 +65,9 @@ class Scenes:
         room: (0, 1) is anywhere inside the image, (0.5, 0.5) the centre.
       saturation: range, in [0, 1], of the saturation of a garment's random tint.
       brightness: range, in (0, 1], of the value of the tint.
-      zoom: range of photograph pixels per image pixel of the background crop, at least 1; limited by
-        the photograph's size.
-      contrast: range of the factor on the background's deviation from its mean colour, in [0, 1]; 0 is flat.
+      zoom: range of photograph pixels per image pixel of the background crop, at least 1; limited
+        by the photograph's size.
+      contrast: range, in [0, 1], of the factor on the background's deviation from its mean colour.
       distractors: least and most pieces (ellipses and rectangles) of another photograph of the
         split that are pasted below the garments.
       photographs: names from `photographs.PHOTOGRAPHS` to use instead of all of the split.
@@ -120,7 +120,8 @@ class Scenes:
             bounds = tuple(getattr(self, name))  # a config gives lists
             if len(bounds) != 2 or not least <= bounds[0] <= bounds[1] <= most:
                 raise ValueError(
-                    f"{name} must be a range (low, high) within [{least:g}, {most:g}], got {bounds}."
+                    f"{name} must be a range (low, high) within [{least:g}, {most:g}], "
+                    f"got {bounds}."
                 )
             object.__setattr__(self, name, bounds)
         allowed = photos.names(split)
@@ -165,7 +166,7 @@ class Scenes:
         return float(np.mean([self[i]["mask"].mean() for i in range(min(samples, len(self)))]))
 
     def garment(self, index: int) -> int:
-        """Row, in the split's garments, of the one that scene `index` shows (of the first, if more)."""
+        """Row, in the split's garments, of the (lowest) one that scene `index` shows."""
         order = _balanced_order(self.split, self.seed)
         return int(order[index % len(order)])
 
@@ -254,8 +255,8 @@ def silhouettes(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Outlines of garments that were photographed before a black background.
 
     Grey above 8 of 255; of that the largest 8-connected component, which drops specks; and its
-    holes filled, because dark cloth is as black as the background. Sandals and bags keep their holes:
-    these are openings between straps and under handles, through which the background shows.
+    holes filled, because dark cloth is as black as the background. Sandals and bags keep their
+    holes: openings between straps and under handles, through which the background shows.
 
     Args:
       images: uint8[n, height, width].
