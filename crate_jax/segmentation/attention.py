@@ -24,7 +24,7 @@ def cls_maps(query: jax.typing.ArrayLike, key: jax.typing.ArrayLike) -> jax.Arra
 
     A[b, k, i] = softmax over patches i of <q_CLS, k_i> / sqrt(d_head). The softmax leaves [CLS]
     itself out, which is the full attention row renormalised over the patches. The paper's formula
-    (2308.16271, equation of section 3.1) omits sqrt(d_head); the authors' code divides, and so do
+    (2308.16271) omits sqrt(d_head); the authors' code divides, and so do
     we. Computed in float32 at the highest matmul precision whatever the input type.
 
     Args:

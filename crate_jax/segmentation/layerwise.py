@@ -1,6 +1,6 @@
 """Coding rate and sparsity of a layer: the two terms of sparse rate reduction.
 
-CRATE's objective (arXiv 2306.01129, equations 1 and 8) is to compress tokens against subspaces,
+CRATE's objective (arXiv 2306.01129) is to compress tokens against subspaces,
 which lowers the coding rate of w = LN(z) U, and to make them sparse, which raises the share of
 zeros that ISTA leaves. Both are measured layer by layer from captured arrays.
 """
@@ -21,7 +21,7 @@ def coding_rate(w: jax.typing.ArrayLike, eps: float = 0.01) -> jax.Array:
     p = d_head. Natural logarithm (nats). Computed by Cholesky of the smaller of the two Gram
     matrices, p x p or m x m, which have the same determinant.
 
-    The papers print eps^2 where this has eps (2306.01129, equation 7); the authors' code uses eps
+    The papers print eps^2 where this has eps (2306.01129); the authors' code uses eps
     = 0.01 unsquared, which is what the published plots show. Later work reports that MSSA with a
     skip can raise the rate from layer to layer; nothing here assumes that it falls.
 
@@ -62,7 +62,7 @@ def _coding_rate(w, eps):
 def sparsity(tokens: jax.typing.ArrayLike) -> jax.Array:
     """Fraction of exact zeros among an image's tokens after ISTA.
 
-    The papers plot one minus it, the fraction of non-zeros (2306.01129, figure 4). Exact zeros
+    The papers plot one minus it, the fraction of non-zeros (2306.01129). Exact zeros
     are meaningful for CRATE, whose ISTA ends in a ReLU without a skip; for a ViT it is near 0.
 
     Args:

@@ -83,7 +83,7 @@ def test_area_rule_by_hand():
     assert attention.keep_area(maps, 0.2).tolist() == [False, False, True, False, False]
 
 
-@pytest.mark.parametrize("patches", [1, 2, 3, 7, 10, 16, 48, 64, 75, 784])
+@pytest.mark.parametrize("patches", [1, 7, 64, 75])
 def test_area_rule_keeps_the_nearest_number_of_patches(patches):
     maps = random_maps(4, patches)
     for percent in (0, 10, 25, 50, 58, 60, 90, 100):
@@ -93,7 +93,7 @@ def test_area_rule_keeps_the_nearest_number_of_patches(patches):
         assert (np.where(kept, -np.inf, maps).max(-1) < smallest_kept).all()
 
 
-@pytest.mark.parametrize("patches", [1, 5, 15, 35, 64, 196, 3600])
+@pytest.mark.parametrize("patches", [1, 15, 64, 3600])
 def test_constant_maps_keep_the_last_patches_in_reading_order(patches):
     uniform = np.full((patches,), 1 / patches, np.float32)
     needed = -(-3 * patches // 5)
