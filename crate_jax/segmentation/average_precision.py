@@ -9,6 +9,8 @@ import copy
 import io
 
 import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 _STATS = {"AP": 0, "AP50": 1, "AP75": 2, "AR100": 8}
 
@@ -48,9 +50,6 @@ def coco_ap(
         ValueError: a prediction of an image that the ground truth does not hold, or one without
             a segmentation.
     """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
     images = {image["id"] for image in ground_truth["images"]}
     strangers = sorted({p["image_id"] for p in predictions} - images, key=str)
     if strangers:
@@ -107,8 +106,6 @@ def _as_one_class(ground_truth: dict) -> dict:
 
 def _without_predictions(truth):
     """`COCO.loadRes` fails on an empty list; an index over no annotations does not."""
-    from pycocotools.coco import COCO
-
     found = COCO()
     found.dataset = truth.dataset | {"annotations": []}
     found.createIndex()
