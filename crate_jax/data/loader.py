@@ -1,0 +1,402 @@
+"""The input pipeline: random-access source -> batches of numpy arrays, through Grain.
+
+Every batch is a function of (source, seed, batch number) alone. Therefore the number of worker
+processes, of hosts and of interruptions changes nothing in the data, and the state of a training
+iterator is the number of batches that it has handed out. Grain supplies the shuffle, the threads and
+the worker processes.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import cv2
+import grain
+import numpy as np
+from absl import flags, logging
+
+from crate_jax.data import randomness
+
+Example = dict[str, np.ndarray]
+Transform = Callable[[Any, np.random.Generator], np.ndarray]
+
+_PREFETCHED_BATCHES = 2  # ahead of the consumer, for each worker
+_ATTEMPTS = 100  # neighbours to try in place of an unreadable example
+
+
+class Source(Protocol):
+    """A random-access dataset.
+
+    `source[i]` gives a dict with `image` uint8[h, w, 3], `label` int32, `index` int64 and, if
+    `has_masks`, `mask` bool[h, w]. Two optional members serve encoded images: `encoded(i)`, the same
+    with an image not yet decoded (`decode.Encoded`), which the transform decodes at the size that it
+    needs; `on_corrupt`, "error" or "skip", with `path(i)`, the name of an example's file.
+    """
+
+    num_classes: int
+    class_names: tuple[str, ...]
+    has_masks: bool
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+class CorruptImage(ValueError):
+    """An image that cannot be decoded; the message names its path."""
+
+
+class TrainIterator(Iterator[Example]):
+    """Endless shuffled batches; made by `train_iterator`, which has the description.
+
+    Attributes:
+      batches: how many have been handed out.
+      skipped: indices of the unreadable examples met so far, in order of meeting, each once; empty
+        unless the source says on_corrupt="skip". Only this process's part of the batches counts.
+    """
+
+    def __init__(self, source: Source, make_batch: "_TrainBatches", workers: int):
+        self._source, self._make_batch, self._workers = source, make_batch, workers
+        self.batches = 0
+        self.skipped: list[int] = []
+        self._prefetched: Iterator[Example] | None = None
+
+    def __next__(self) -> Example:
+        if self._prefetched is None:
+            self._prefetched = _prefetch(self._make_batch, self.batches, self._workers)
+        batch = _next(self._prefetched)
+        self.batches += 1
+        for index in batch.pop("replaced").tolist():
+            if index >= 0 and index not in self.skipped:
+                self.skipped.append(index)
+                logging.warning("Skipped a corrupt image: %s", self._source.path(index))
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """The position, as a dict that JSON can hold."""
+        return {**self._identity(), "batches": self.batches, "skipped": list(self.skipped)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues after the batch at which `get_state` gave `state`.
+
+        The number of workers and of processes may differ from those of the interrupted run.
+
+        Raises:
+          ValueError: the state is of another seed, batch size or dataset length.
+        """
+        identity = self._identity()
+        differ = [
+            f"{key} {state.get(key)} (saved) against {value} (now)"
+            for key, value in identity.items()
+            if state.get(key) != value
+        ]
+        if differ:
+            raise ValueError(
+                f"The saved position belongs to another run of the data: {'; '.join(differ)}. "
+                "Restore these values, or start in a new workdir."
+            )
+        self.close()
+        self.batches, self.skipped = int(state["batches"]), list(state["skipped"])
+
+    def close(self) -> None:
+        """Stops the workers. A later `next` starts new ones."""
+        if self._prefetched is not None:
+            self._prefetched.close()
+            self._prefetched = None
+
+    def __enter__(self) -> "TrainIterator":
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self.close()
+
+    def _identity(self) -> dict[str, int]:
+        maker = self._make_batch
+        return {"seed": maker.seed, "batch_size": maker.batch_size, "examples": maker.examples}
+
+
+def train_iterator(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    transform: Transform | None = None,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainIterator:
+    """Endless, shuffled, restorable training batches.
+
+    An epoch shows every example once, in an order that depends on (seed, epoch) (Grain's index
+    shuffle); the next epoch follows without a gap, so a batch may hold the end of one and the start
+    of the next. The global batch k is the same for any number of workers and of processes: of its
+    `batch_size` examples, process p takes the p-th of `process_count` equal runs.
+
+    Args:
+      source: the dataset.
+      batch_size: examples in a global batch.
+      seed: of the order and of the augmentation, 0 <= seed < 2^63.
+      transform: `transform(image, rng) -> uint8[h, w, 3]`, with a generator that depends on (seed,
+        epoch, index) alone; None: as the source gives it.
+      workers: worker processes; 0: one thread of this process. Workers initialise no JAX backend.
+      process_index: of this JAX process.
+      process_count: JAX processes that share a global batch.
+
+    Returns:
+      An iterator of dicts `image` uint8[b, h, w, 3], `label` int32[b], `index` int64[b] with
+      b = batch_size / process_count. Masks are left out.
+
+    Raises:
+      ValueError: batch_size not divisible by process_count; an empty source.
+      RuntimeError: (while iterating) a worker died.
+    """
+    local = _local_batch_size(batch_size, process_index, process_count)
+    make_batch = _TrainBatches(source, transform, batch_size, local, process_index, seed)
+    return TrainIterator(source, make_batch, _check_workers(workers))
+
+
+def eval_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    transform: Transform | None = None,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Example]:
+    """All examples in order, each exactly once over all processes.
+
+    Every process gets ceil(len(source) / batch_size) batches of equal shape. The last is padded:
+    where `valid` is False the row is zeros with index -1. A corrupt image, if the source skips such,
+    is not valid either, and keeps its index.
+
+    Args:
+      source: the dataset.
+      batch_size: examples in a global batch; process p takes the p-th of `process_count` equal runs.
+      transform: as in `train_iterator`; its generator depends on the index alone. Masks pass through
+        untouched, so with masks it must not move pixels.
+      workers: worker processes; 0: one thread of this process.
+      process_index: of this JAX process.
+      process_count: JAX processes that share a global batch.
+
+    Yields:
+      Dicts `image` uint8[b, h, w, 3], `label` int32[b], `index` int64[b], `valid` bool[b] and, if
+      the source has masks, `mask` bool[b, h, w].
+
+    Raises:
+      ValueError: batch_size not divisible by process_count; an empty source.
+      RuntimeError: (while iterating) a worker died.
+    """
+    local = _local_batch_size(batch_size, process_index, process_count)
+    make_batch = _EvalBatches(source, transform, batch_size, local, process_index)
+    return _iterate(make_batch, _check_workers(workers))
+
+
+def _iterate(make_batch: "_EvalBatches", workers: int) -> Iterator[Example]:
+    prefetched = _prefetch(make_batch, 0, workers)
+    try:
+        while True:
+            try:
+                yield _next(prefetched)
+            except StopIteration:
+                return
+    finally:
+        prefetched.close()
+
+
+class _Batches:
+    """Random access to one process's part of the global batches; lives in the workers."""
+
+    def __init__(self, source, transform, batch_size, local, process_index):
+        if len(source) == 0:
+            raise ValueError("The dataset is empty: expected at least one example.")
+        self.source, self.transform = source, transform
+        self.batch_size, self.local = batch_size, local
+        self.offset = process_index * local
+        self.examples = len(source)
+        self._read = getattr(source, "encoded", source.__getitem__)
+        self._skip_corrupt = getattr(source, "on_corrupt", "error") == "skip"
+
+    def read(self, index: int, seed: int, epoch: int) -> Example:
+        example = dict(self._read(index))
+        rng = randomness.generator(seed, randomness.AUGMENT, epoch, index)
+        image = example["image"]
+        if self.transform is not None:
+            image = self.transform(image, rng)
+        example["image"] = np.asarray(image)
+        return example
+
+
+class _TrainBatches(_Batches):
+    def __init__(self, source, transform, batch_size, local, process_index, seed):
+        super().__init__(source, transform, batch_size, local, process_index)
+        self.seed = randomness.check_seed(seed)
+        if self.examples >= 2**31:
+            raise ValueError(f"At most 2^31 - 1 examples can be shuffled, got {self.examples}.")
+        # Grain's own seed has 32 bits
+        shuffle_seed = int(np.random.SeedSequence(self.seed).generate_state(1)[0])
+        self._order = grain.MapDataset.range(self.examples).shuffle(seed=shuffle_seed).repeat()
+
+    def __len__(self) -> int:
+        return sys.maxsize // self.batch_size
+
+    def __getitem__(self, batch: int) -> Example:
+        start = batch * self.batch_size + self.offset
+        examples, replaced = [], []
+        for position in range(start, start + self.local):
+            example, skipped = self._readable(self._order[position], position // self.examples)
+            examples.append(example)
+            replaced.append(skipped)
+        assert_no_backend()
+        stacked = {name: _stack(examples, name) for name in ("image", "label", "index")}
+        return stacked | {"replaced": np.array(replaced, np.int64)}
+
+    def _readable(self, index: int, epoch: int) -> tuple[Example, int]:
+        """The example, or the next readable one; and the index that it replaces, or -1."""
+        if not self._skip_corrupt:
+            return self.read(index, self.seed, epoch), -1
+        for step in range(min(_ATTEMPTS, self.examples)):
+            try:
+                example = self.read((index + step) % self.examples, self.seed, epoch)
+                return example, index if step else -1
+            except CorruptImage as error:
+                last = error
+        raise CorruptImage(
+            f"{_ATTEMPTS} images in a row cannot be decoded; the last: {last}. The dataset is "
+            "damaged beyond skipping: copy or prepare it again."
+        )
+
+
+class _EvalBatches(_Batches):
+    def __len__(self) -> int:
+        return -(-self.examples // self.batch_size)
+
+    def __getitem__(self, batch: int) -> Example:
+        start = batch * self.batch_size + self.offset
+        indices = range(start, min(start + self.local, self.examples))
+        read = [self._read_valid(index) for index in indices]
+        good = [example for example in read if "image" in example]
+        # a batch of padding alone still needs the shape of an image
+        template = good[0] if good else self._any_example()
+        names = ["image", "label", "index"] + ["mask"] * ("mask" in template)
+        blank = {name: np.zeros_like(template[name]) for name in names} | {"index": np.int64(-1)}
+        rows = [blank | example for example in read]
+        rows += [blank] * (self.local - len(rows))
+        assert_no_backend()
+        valid = np.array(["image" in example for example in read])
+        valid = np.pad(valid, (0, self.local - len(read))).astype(bool)
+        return {name: _stack(rows, name) for name in names} | {"valid": valid}
+
+    def _read_valid(self, index: int) -> Example:
+        try:
+            return self.read(index, 0, 0)
+        except CorruptImage as error:
+            if not self._skip_corrupt:
+                raise
+            logging.warning("Skipped a corrupt image: %s", error)
+            return {"index": np.int64(index)}
+
+    def _any_example(self) -> Example:
+        for index in range(self.examples):
+            if "image" in (example := self._read_valid(index)):
+                return example
+        raise CorruptImage("Not one image of the dataset can be decoded.")
+
+
+def _stack(examples: list[Example], name: str) -> np.ndarray:
+    values = [example[name] for example in examples]
+    shapes = [np.shape(value) for value in values]
+    odd = [i for i, shape in enumerate(shapes) if shape != shapes[0]]
+    if odd:
+        raise ValueError(
+            f"Every {name} of a batch must have the same shape: example {examples[0]['index']} has "
+            f"{shapes[0]}, example {examples[odd[0]]['index']} has {shapes[odd[0]]}. Give a "
+            "transform that crops or resizes to one size."
+        )
+    return np.stack(values)
+
+
+def _local_batch_size(batch_size: int, process_index: int, process_count: int) -> int:
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"batch_size must be a positive multiple of the number of processes, got "
+            f"batch_size={batch_size} for {process_count} processes; "
+            f"{max(batch_size // process_count, 1) * process_count} would do."
+        )
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index {process_index} is not in [0, {process_count}).")
+    return batch_size // process_count
+
+
+def _check_workers(workers: int) -> int:
+    if not 0 <= workers <= 256:
+        raise ValueError(f"workers must be from 0 to 256, got {workers}.")
+    return workers
+
+
+def _prefetch(make_batch: _Batches, start: int, workers: int) -> Iterator[Example]:
+    """Batches start, start + 1, ... in order, made ahead in a thread or in worker processes."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which notebooks never parse
+    in_process = workers == 0
+    options = grain.ReadOptions(
+        num_threads=1 if in_process else 0,
+        prefetch_buffer_size=_PREFETCHED_BATCHES if in_process else 0,
+    )
+    dataset = grain.MapDataset.source(make_batch)[start:].to_iter_dataset(options)
+    if not in_process:
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(workers, per_worker_buffer_size=_PREFETCHED_BATCHES),
+            worker_init_fn=_start_worker,
+        )
+    return iter(dataset)
+
+
+def _next(prefetched: Iterator[Example]) -> Example:
+    try:
+        return next(prefetched)
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):
+            raise
+        raise RuntimeError(
+            f"A data worker died ({error}) No batch was lost. Exit code -9 most often means that "
+            "the machine ran out of memory: use fewer workers or a smaller batch, then run again "
+            "with the same workdir to continue from the last checkpoint."
+        ) from error
+
+
+def _start_worker(worker_index: int, worker_count: int) -> None:
+    """Runs first in every worker process."""
+    del worker_index, worker_count
+    cv2.setNumThreads(1)  # one core for each worker
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group: the parent saves and stops us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # ... unless it was killed: then nobody else would end this process.
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def assert_no_backend() -> None:
+    """Raises RuntimeError in a worker process that has initialised a JAX backend.
+
+    A worker that touches JAX would take the accelerator, or its memory, away from the training
+    process. `import jax` alone initialises nothing (Grain imports it). Outside workers: no effect.
+    """
+    if multiprocessing.parent_process() is None or "jax" not in sys.modules:
+        return
+    from jax._src import xla_bridge  # there is no public question that does not itself initialise
+
+    if xla_bridge.backends_are_initialized():
+        raise RuntimeError(
+            "A data worker has initialised a JAX backend. Datasets and transforms must use NumPy "
+            "only; look for jax or jax.numpy calls in them."
+        )

@@ -1,0 +1,82 @@
+"""The photographs behind the garments of `scenes`, and the licence of each.
+
+They ship inside scikit-image's wheel. Only those are used whose documentation (docstrings of
+`skimage.data`) states a licence or a dedication that allows free use: `moon`, `page`, `text` and
+the Middlebury motorcycle state none and are left out. Nothing is fetched from a network.
+"""
+
+import dataclasses
+import functools
+import os
+
+import cv2
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Photograph:
+    """One photograph: file name in `skimage.data_dir`, the split that may see it, its terms."""
+
+    file: str
+    split: str
+    licence: str
+    credit: str
+
+
+# Training and validation never share a photograph. Both have coarse and fine texture, colour and
+# grey, smooth and cluttered regions.
+PHOTOGRAPHS = {
+    "astronaut": Photograph("astronaut.png", "train", "public domain", "NASA"),
+    "brick": Photograph("brick.png", "train", "CC0", "CC0 Textures, Bricks25"),
+    "camera": Photograph("camera.png", "train", "CC0", "Lav Varshney"),
+    "chelsea": Photograph("chelsea.png", "train", "CC0", "Stefan van der Walt"),
+    "gravel": Photograph("gravel.png", "train", "CC0", "CC0 Textures, Gravel04"),
+    "hubble_deep_field": Photograph(
+        "hubble_deep_field.jpg", "train", "public domain", "NASA, HubbleSite"
+    ),
+    "immunohistochemistry": Photograph(
+        "ihc.png", "train", "no known copyright restrictions", "CMMI"
+    ),
+    "retina": Photograph("retina.jpg", "train", "CC0", "Mikael Häggström"),
+    "coffee": Photograph("coffee.png", "val", "CC0", "Rachel Michetti, Pikolo Espresso Bar"),
+    "coins": Photograph("coins.png", "val", "no known copyright restrictions", "Brooklyn Museum"),
+    "grass": Photograph("grass.png", "val", "CC0", "linolafett (DeviantArt)"),
+    "rocket": Photograph("rocket.jpg", "val", "public domain", "SpaceX"),
+}
+
+
+def names(split: str) -> tuple[str, ...]:
+    """Names of the photographs that `split` ("train" or "val") may use."""
+    return tuple(name for name, photo in PHOTOGRAPHS.items() if photo.split == split)
+
+
+@functools.lru_cache(maxsize=64)
+def load(name: str, short_side: int) -> np.ndarray:
+    """Reads a photograph, shrunk (by area) to at most `short_side` pixels on its shorter side.
+
+    Shrinking once keeps the crops of small scenes cheap; a photograph is never enlarged.
+
+    Returns:
+      uint8[height, width, 3], RGB, read-only; a grey photograph has three equal channels.
+
+    Raises:
+      FileNotFoundError: the installed scikit-image does not ship the file.
+    """
+    import skimage  # here: imported by whoever composes scenes, not by `import crate_jax`
+
+    path = os.path.join(skimage.data_dir, PHOTOGRAPHS[name].file)
+    try:
+        encoded = np.fromfile(path, np.uint8)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"The background photograph {path} is missing: scikit-image {skimage.__version__} does "
+            "not ship it. Reinstall scikit-image (versions 0.24 to 0.26 are known to have it), or "
+            "leave it out with the option photographs=(...)."
+        ) from error
+    image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+    factor = short_side / min(image.shape[:2])
+    if factor < 1:
+        size = (round(image.shape[1] * factor), round(image.shape[0] * factor))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    image.setflags(write=False)
+    return image

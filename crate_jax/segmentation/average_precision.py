@@ -1,0 +1,177 @@
+"""Class-agnostic average precision as COCO counts it, for boxes and for masks.
+
+The counting is pycocotools' own; this file prepares what it reads. PROTOCOLS.md section 4:
+all ground truth is one class, a mask's box is its tight box, and every mask has score 1.
+"""
+
+import contextlib
+import copy
+import io
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+_STATS = {"AP": 0, "AP50": 1, "AP75": 2, "AR100": 8}
+
+
+def coco_ap(
+    ground_truth: dict,
+    predictions: list[dict],
+    *,
+    keep_scores: bool = False,
+    samples: int = 0,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, float]:
+    """COCO's AP of predicted masks against annotated objects, regardless of class.
+
+    Scores are all set to 1, as the published protocol does. Precision then depends on the order of
+    the predictions: pycocotools sorts stably, so it is images by id, and within an image the
+    order of `predictions`; only the first 100 of an image count. Boxes are the tight boxes of the
+    masks; given boxes are not read. Crowd annotations are ignored as COCO does.
+
+    Args:
+        ground_truth: a COCO dictionary with `images` (id, height, width) and `annotations`
+            (image_id, bbox, area, segmentation as polygons or RLE, iscrowd). Not changed.
+        predictions: COCO results: image_id and an RLE or polygon `segmentation` each.
+        keep_scores: use the predictions' `score` in place of 1.
+        samples: number of bootstrap draws over images for intervals of AP, AP50 and AP75;
+            0 for none. 1,000 draws of 5,000 images take some seconds.
+        seed: of the draws.
+        level: coverage of the intervals.
+
+    Returns:
+        {"box/AP", "box/AP50", "box/AP75", "box/AR100", "mask/AP", ...} in [0, 1], and with
+        `samples` also "<name>/low" and "<name>/high". AP is the mean over IoU .50, .55, ... .95.
+        NaN where there is no annotated object that counts.
+
+    Raises:
+        ValueError: a prediction of an image that the ground truth does not hold, or one without
+            a segmentation.
+    """
+    images = {image["id"] for image in ground_truth["images"]}
+    strangers = sorted({p["image_id"] for p in predictions} - images, key=str)
+    if strangers:
+        raise ValueError(
+            f"expected predictions of the {len(images)} annotated images; got {len(strangers)} "
+            f"other image ids, the first {strangers[0]!r}. Use the data set's own image ids"
+        )
+    if not all(p.get("segmentation") for p in predictions):
+        raise ValueError("expected a segmentation (RLE or polygons) in every prediction")
+
+    truth = COCO()
+    truth.dataset = _as_one_class(ground_truth)
+    scored = [
+        {
+            "image_id": p["image_id"],
+            "category_id": 1,
+            "segmentation": copy.deepcopy(p["segmentation"]),
+            "score": float(p["score"]) if keep_scores else 1.0,
+        }
+        for p in predictions
+    ]
+    result = {}
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        truth.createIndex()
+        found = truth.loadRes(scored) if scored else _without_predictions(truth)
+        for kind, iou_type in (("box", "bbox"), ("mask", "segm")):
+            evaluation = COCOeval(truth, found, iou_type)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+            for name, index in _STATS.items():
+                # pycocotools says -1 where nothing could be measured.
+                value = float(evaluation.stats[index])
+                result[f"{kind}/{name}"] = value if value >= 0 else float("nan")
+            if samples:
+                intervals = _bootstrap(evaluation, samples, seed, level)
+                result |= {f"{kind}/{name}": value for name, value in intervals.items()}
+    return result
+
+
+def _as_one_class(ground_truth: dict) -> dict:
+    # Numbered from 1: pycocotools takes a match with an annotation of id 0 for no match.
+    annotations = [
+        {"iscrowd": 0} | annotation | {"id": number, "category_id": 1}
+        for number, annotation in enumerate(copy.deepcopy(ground_truth["annotations"]), start=1)
+    ]
+    return {
+        "info": {},
+        "images": copy.deepcopy(ground_truth["images"]),
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "object"}],
+    }
+
+
+def _without_predictions(truth):
+    """`COCO.loadRes` fails on an empty list; an index over no annotations does not."""
+    found = COCO()
+    found.dataset = truth.dataset | {"annotations": []}
+    found.createIndex()
+    return found
+
+
+def _bootstrap(evaluation, samples: int, seed: int, level: float) -> dict[str, float]:
+    """Percentile intervals of AP, AP50 and AP75 over images drawn with replacement.
+
+    Reads the matches that pycocotools found for each image (area range "all") and counts them as
+    often as the image was drawn, so matching is done once. A test holds `_precision` of every
+    image drawn once against pycocotools' own accumulation.
+    """
+    evaluated = evaluation.evalImgs[: len(evaluation.params.imgIds)]
+    matches = _Matches(evaluated, len(evaluation.params.iouThrs))
+    rng = np.random.default_rng(seed)
+    draws = np.empty((samples, len(evaluation.params.iouThrs)))
+    for sample in range(samples):
+        times = np.bincount(
+            rng.integers(len(evaluated), size=len(evaluated)), minlength=len(evaluated)
+        )
+        draws[sample] = matches.precision(times, evaluation.params.recThrs)
+    tail = 50 * (1 - level)
+    result = {}
+    for name, drawn in (("AP", draws.mean(1)), ("AP50", draws[:, 0]), ("AP75", draws[:, 5])):
+        # A draw without any annotated object has no AP.
+        measured = drawn[~np.isnan(drawn)]
+        ends = np.percentile(measured, [tail, 100 - tail]) if measured.size else [np.nan] * 2
+        result |= {f"{name}/low": float(ends[0]), f"{name}/high": float(ends[1])}
+    return result
+
+
+class _Matches:
+    """The matches of all images in the order in which precision counts them."""
+
+    def __init__(self, evaluated: list[dict | None], thresholds: int):
+        present = [(i, e) for i, e in enumerate(evaluated) if e is not None]
+        self.objects = np.zeros(len(evaluated), int)
+        for i, e in present:
+            self.objects[i] = np.sum(np.asarray(e["gtIgnore"]) == 0)
+        scores = np.concatenate([np.asarray(e["dtScores"], float) for _, e in present] or [[]])
+        order = np.argsort(-scores, kind="stable")
+
+        def gathered(name):
+            rows = [np.asarray(e[name], bool).reshape(thresholds, -1) for _, e in present]
+            return np.concatenate([*rows, np.zeros((thresholds, 0), bool)], axis=1)[:, order]
+
+        matched, ignored = gathered("dtMatches"), gathered("dtIgnore")
+        self.true, self.false = matched & ~ignored, ~matched & ~ignored
+        counts = [len(e["dtScores"]) for _, e in present]
+        self.image = np.repeat([i for i, _ in present], counts).astype(int)[order]
+
+    def precision(self, times: np.ndarray, recalls: np.ndarray) -> np.ndarray:
+        """Average precision at each IoU threshold, image i counted times[i] times."""
+        objects = int(self.objects @ times)
+        if objects == 0:
+            return np.full(len(self.true), np.nan)
+        index = np.repeat(np.arange(self.image.size), times[self.image])
+        true, false = (np.cumsum(a[:, index], axis=1) for a in (self.true, self.false))
+        precision = true / np.maximum(true + false, 1)
+        # The envelope: precision at a recall is the best at that recall or beyond.
+        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        padded = np.concatenate([precision, np.zeros((len(precision), 1))], axis=1)
+        return np.array(
+            [
+                row[np.searchsorted(recall, recalls, side="left")].mean()
+                for row, recall in zip(padded, true / objects, strict=True)
+            ]
+        )

@@ -1,0 +1,383 @@
+"""How well maps and masks fit objects: intersection over union, baselines and intervals.
+
+The protocol is PROTOCOLS.md section 3 (arXiv 2308.16271): patches kept by a rule are brought to
+the image by nearest upsampling and compared with the object; **the best head is chosen anew for
+every object** (every semantic class of every image), then IoU is averaged over the classes of an
+image and over images. That figure grows with the number of heads, so the mean over heads, one head
+chosen for the whole set, and the baselines belong beside it.
+
+Conventions, everywhere in this file:
+
+- IoU = |prediction and object| / |prediction or object|, counted in pixels.
+- Void pixels (255 in VOC) leave both the intersection and the union.
+- A prediction that misses an object wholly, or finds one where there is none, scores 0. Where
+  both are empty the score is 1 (DINO's evaluation does the same). Images without any object are
+  not part of the protocol: leave them out, as `ImageScores` does.
+"""
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crate_jax.segmentation.attention import PAPER_FRACTION, RULES, cell_of_pixel
+from crate_jax.segmentation.average_precision import coco_ap
+
+__all__ = [
+    "ImageScores",
+    "baselines",
+    "bootstrap_interval",
+    "cell_counts",
+    "centre_box",
+    "class_iou",
+    "cls_iou",
+    "coco_ap",
+    "head_scores",
+    "iou",
+    "paired_interval",
+]
+
+# Pixel counts are summed in float32, which is exact up to here: an image of 4096 x 4096.
+_EXACT_PIXELS = 2**24
+
+
+def iou(
+    prediction: jax.typing.ArrayLike,
+    target: jax.typing.ArrayLike,
+    void: jax.typing.ArrayLike | None = None,
+) -> jax.Array:
+    """Intersection over union of masks at the same resolution.
+
+    Args:
+        prediction: bool[..., height, width].
+        target: bool[..., height, width]; leading axes broadcast against the prediction's.
+        void: bool[..., height, width], pixels that count for nothing; None for no such pixel.
+
+    Returns:
+        f32[...] in [0, 1]; 1 where both are empty.
+
+    Raises:
+        ValueError: the last two axes differ.
+    """
+    prediction, target = jnp.asarray(prediction, bool), jnp.asarray(target, bool)
+    valid = jnp.ones((1, 1), bool) if void is None else ~jnp.asarray(void, bool)
+    sizes = {a.shape[-2:] for a in (prediction, target)} | ({valid.shape[-2:]} - {(1, 1)})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"expected masks of one height and width; got {sorted(sizes)}. Upsample first: "
+            "attention.upsample(keep, grid, (height, width))"
+        )
+    intersection = jnp.sum(prediction & target & valid, axis=(-2, -1))
+    union = jnp.sum((prediction | target) & valid, axis=(-2, -1))
+    return _ratio(intersection, union)
+
+
+def _ratio(intersection, union) -> jax.Array:
+    return jnp.where(union == 0, 1.0, intersection / jnp.maximum(union, 1)).astype(jnp.float32)
+
+
+def cell_counts(masks: jax.typing.ArrayLike, grid: tuple[int, int]) -> jax.Array:
+    """How many pixels of each mask lie in each cell of a grid.
+
+    The transpose of nearest upsampling: for kept patches k, |upsample(k) and mask| equals the sum
+    of these counts over k. So IoU at image resolution needs no upsampled map, and 12 heads cost
+    no more memory than one.
+
+    Args:
+        masks: bool[..., height, width].
+        grid: (rows, columns) that cover the image; they need not divide it.
+
+    Returns:
+        f32[..., rows * columns], whole numbers.
+
+    Raises:
+        ValueError: more than 2^24 pixels an image, where float32 stops counting exactly.
+    """
+    masks = jnp.asarray(masks, jnp.float32)
+    height, width = masks.shape[-2:]
+    if height * width > _EXACT_PIXELS:
+        raise ValueError(
+            f"expected images of at most {_EXACT_PIXELS} pixels; got {height} x {width}. Resize "
+            "the mask first"
+        )
+    in_row, in_column = (
+        np.equal(cell_of_pixel(cells, pixels)[:, None], np.arange(cells)).astype(np.float32)
+        for cells, pixels in zip(grid, (height, width), strict=True)
+    )
+    counts = jnp.einsum("...yx,yr,xc->...rc", masks, in_row, in_column, precision="highest")
+    return counts.reshape(*masks.shape[:-2], grid[0] * grid[1])
+
+
+def cls_iou(
+    maps: jax.typing.ArrayLike,
+    masks: jax.typing.ArrayLike,
+    grid: tuple[int, int],
+    *,
+    void: jax.typing.ArrayLike | None = None,
+    fraction: float = PAPER_FRACTION,
+) -> dict[str, jax.Array]:
+    """IoU of every head's thresholded [CLS] map with its image's object, by both rules.
+
+    Equal to `iou(upsample(keep, grid, (height, width)), mask, void)`, without the upsampled maps.
+    May be called under `jax.jit`, also with a further axis of layers through `jax.vmap`.
+
+    Args:
+        maps: f[b, heads, n] from `attention.cls_maps`.
+        masks: bool[b, height, width], the object of each image.
+        grid: (rows, columns) with rows * columns = n.
+        void: bool[b, height, width], pixels that count for nothing.
+        fraction: share of mass or of area that is kept.
+
+    Returns:
+        {"mass": f32[b, heads], "area": f32[b, heads]}. Heads stay apart; `head_scores` reduces.
+
+    Raises:
+        ValueError: the shapes do not belong together.
+    """
+    maps, masks = jnp.asarray(maps), jnp.asarray(masks, bool)
+    if maps.ndim != 3 or masks.ndim != 3 or maps.shape[0] != masks.shape[0]:
+        raise ValueError(
+            "expected maps [batch, heads, patches] and masks [batch, height, width] of the same "
+            f"batch; got {maps.shape} and {masks.shape}"
+        )
+    if maps.shape[-1] != grid[0] * grid[1]:
+        raise ValueError(
+            f"expected maps of {grid[0]} x {grid[1]} = {grid[0] * grid[1]} patches; got "
+            f"{maps.shape[-1]}. The grid is (height // patch, width // patch)"
+        )
+    valid = jnp.ones_like(masks) if void is None else ~jnp.asarray(void, bool)
+    if valid.shape != masks.shape:
+        raise ValueError(f"expected void of the masks' shape {masks.shape}; got {valid.shape}")
+    objects, valid = cell_counts(jnp.stack([masks & valid, valid]), grid)
+    result = {}
+    for rule, keep in RULES.items():
+        kept = keep(maps, fraction).astype(jnp.float32)
+        inside = jnp.einsum("bhn,bn->bh", kept, objects, precision="highest")
+        kept_pixels = jnp.einsum("bhn,bn->bh", kept, valid, precision="highest")
+        object_pixels = jnp.sum(objects, axis=-1, keepdims=True)
+        result[rule] = _ratio(inside, kept_pixels + object_pixels - inside)
+    return result
+
+
+def class_iou(
+    keep: np.ndarray,
+    labels: np.ndarray,
+    grid: tuple[int, int],
+    *,
+    background: int = 0,
+    void: int = 255,
+) -> tuple[np.ndarray, np.ndarray]:
+    """IoU of kept patches with every semantic class of one image, at the image's own size.
+
+    NumPy, on the host: images of a data set differ in size, and one pass over the label map
+    serves all layers, rules and heads at once.
+
+    Args:
+        keep: bool[..., n], for instance [layers, heads, n] of one image.
+        labels: int[height, width], a semantic label map as in PASCAL VOC.
+        grid: (rows, columns) with rows * columns = n; covers the image whole.
+        background: the label that is no object, but counts in the union.
+        void: the label whose pixels leave both intersection and union.
+
+    Returns:
+        (classes int[k], iou f64[k, ...]): the objects' classes in ascending order, k = 0 where
+        the image holds none.
+
+    Raises:
+        ValueError: the shapes do not belong together.
+    """
+    keep, labels = np.asarray(keep, bool), np.asarray(labels)
+    cells = grid[0] * grid[1]
+    if keep.shape[-1:] != (cells,) or labels.ndim != 2:
+        raise ValueError(
+            f"expected keep [..., {grid[0]} * {grid[1]}] and labels [height, width]; got "
+            f"{keep.shape} and {labels.shape}"
+        )
+    rows, columns = (cell_of_pixel(c, p) for c, p in zip(grid, labels.shape, strict=True))
+    cell = (rows[:, None] * grid[1] + columns)[labels != void]
+    present, code = np.unique(labels[labels != void], return_inverse=True)
+    counts = np.bincount(cell * len(present) + code.ravel(), minlength=cells * len(present))
+    counts = counts.reshape(cells, len(present)).astype(np.float64)
+    is_object = present != background
+    inside = np.moveaxis(keep.astype(np.float64) @ counts, -1, 0)
+    pixels = counts.sum(0).reshape(-1, *[1] * (keep.ndim - 1))
+    union = inside.sum(0) + pixels - inside
+    return present[is_object], (inside / union)[is_object]
+
+
+def head_scores(scores: jax.typing.ArrayLike) -> dict[str, np.ndarray]:
+    """Reduces the heads of a whole set of images, three ways.
+
+    Args:
+        scores: f[..., images, heads], IoU of one object an image; leading axes such as layers
+            are kept apart.
+
+    Returns:
+        Values an image, f64[..., images], ready for a mean and for `bootstrap_interval`:
+        "best": the best head of each image by its IoU, the paper's figure, which needs the truth;
+        "mean": the mean of the heads' IoU, what a head drawn at random scores;
+        "single": the one head that is best over the whole set, for all images. Chosen and
+        measured on the same images, so still slightly favourable.
+    """
+    scores = np.asarray(scores, np.float64)
+    if scores.ndim < 2 or 0 in scores.shape:
+        raise ValueError(f"expected scores [..., images, heads], none empty; got {scores.shape}")
+    head = scores.mean(-2).argmax(-1)[..., None, None]
+    return {
+        "best": scores.max(-1),
+        "mean": scores.mean(-1),
+        "single": np.take_along_axis(scores, head, axis=-1)[..., 0],
+    }
+
+
+@dataclass
+class ImageScores:
+    """Gathers IoU over a set whose images hold any number of classes (VOC's protocol).
+
+    For each class of an image the best head by IoU; mean over the image's classes; images stay
+    apart, so that their mean is the score and their spread gives the interval.
+
+        scores = ImageScores()
+        for keep, labels in ...:                    # keep bool[layers, heads, n]
+            scores.add(class_iou(keep, labels, grid)[1])
+        best = scores.result()["best"]              # f64[layers, images]; best.mean(-1)
+
+    Attributes:
+        without_object: images that were added with no class. They are counted and left out.
+    """
+
+    without_object: int = 0
+    _best: list[np.ndarray] = field(default_factory=list)
+    _heads: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, scores: np.ndarray) -> None:
+        """Takes one image: f[classes, ..., heads], as `class_iou` returns it."""
+        if len(scores) == 0:
+            self.without_object += 1
+            return
+        self._best.append(np.max(scores, axis=-1).mean(0))
+        self._heads.append(np.mean(scores, axis=0))
+
+    def result(self) -> dict[str, np.ndarray]:
+        """Values an image, f64[..., images], under "best", "mean" and "single" (`head_scores`).
+
+        Raises:
+            ValueError: no image with an object was added.
+        """
+        if not self._best:
+            raise ValueError(
+                f"expected at least one image with an object; got {self.without_object} without"
+            )
+        reduced = head_scores(np.stack(self._heads, axis=-2))
+        return reduced | {"best": np.stack(self._best, axis=-1)}
+
+
+def centre_box(size: tuple[int, int], side: float = 0.5) -> np.ndarray:
+    """A centred rectangle: the guess that photographers put objects in the middle.
+
+    Args:
+        size: (height, width) of the image.
+        side: the box's share of each side, in [0, 1]. The default, half of both sides, covers a
+            quarter of the image. Sides are rounded to whole pixels; an odd pixel of margin
+            goes to the bottom and the right.
+
+    Returns:
+        bool[height, width].
+    """
+    if not 0 <= side <= 1:
+        raise ValueError(f"expected side in [0, 1], a share of the image's sides; got {side}")
+    inside = []
+    for pixels in size:
+        length = int(pixels * side + 0.5)
+        start = (pixels - length) // 2
+        inside.append((np.arange(pixels) >= start) & (np.arange(pixels) < start + length))
+    return inside[0][:, None] & inside[1]
+
+
+def baselines(
+    masks: jax.typing.ArrayLike,
+    void: jax.typing.ArrayLike | None = None,
+    *,
+    side: float = 0.5,
+) -> dict[str, jax.Array]:
+    """What predicting without looking scores on each image.
+
+    Args:
+        masks: bool[b, height, width], the objects.
+        void: bool[b, height, width], pixels that count for nothing.
+        side: of the `centre_box`, as a share of the image's sides.
+
+    Returns:
+        {"all_ones": f32[b], the whole image, which is the object's share of it;
+        "centre_box": f32[b]}.
+    """
+    size = jnp.shape(masks)[-2:]
+    return {
+        "all_ones": iou(np.ones(size, bool), masks, void),
+        "centre_box": iou(centre_box(size, side), masks, void),
+    }
+
+
+def bootstrap_interval(
+    values: jax.typing.ArrayLike,
+    *,
+    seed: int = 0,
+    samples: int = 10_000,
+    level: float = 0.95,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile bootstrap interval of a mean over images.
+
+    Images are drawn with replacement, `samples` times, and the mean is taken of each draw; the
+    interval holds the middle `level` of those means (Efron 1979, percentile method). All leading
+    axes share the draws, and a seed fixes them.
+
+    Args:
+        values: f[..., images]. NaN anywhere in a row gives NaN for that row.
+        seed: of NumPy's default generator.
+        samples: number of draws.
+        level: coverage, in (0, 1).
+
+    Returns:
+        (low, high), f64[...] each.
+
+    Raises:
+        ValueError: no image, no sample, or a level outside (0, 1).
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim == 0 or values.shape[-1] == 0 or samples < 1 or not 0 < level < 1:
+        raise ValueError(
+            "expected values [..., images] of at least one image, samples >= 1 and level in "
+            f"(0, 1); got {values.shape}, {samples} and {level}"
+        )
+    images = values.shape[-1]
+    rows = values.reshape(-1, images).T
+    rng = np.random.default_rng(seed)
+    # A draw is a row of counts, and counts @ values all its sums. In blocks of about 16 MB.
+    block = max(1, 2_000_000 // images)
+    means = []
+    for start in range(0, samples, block):
+        draws = min(block, samples - start)
+        drawn = rng.integers(images, size=(draws, images)) + images * np.arange(draws)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=draws * images).reshape(draws, images)
+        means.append(counts.astype(np.float64) @ rows / images)
+    tail = 50 * (1 - level)
+    low, high = np.percentile(np.concatenate(means), [tail, 100 - tail], axis=0)
+    return low.reshape(values.shape[:-1]), high.reshape(values.shape[:-1])
+
+
+def paired_interval(
+    first: jax.typing.ArrayLike, second: jax.typing.ArrayLike, **options
+) -> tuple[np.ndarray, np.ndarray]:
+    """Interval of the mean difference first - second, image by image.
+
+    Both were measured on the same images in the same order, so what makes an image hard cancels.
+    An interval above 0 says that the first is better. Options as for `bootstrap_interval`.
+    """
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if first.shape[-1:] != second.shape[-1:]:
+        raise ValueError(
+            "expected values of the same images in the same order; got "
+            f"{first.shape} and {second.shape}"
+        )
+    return bootstrap_interval(first - second, **options)

@@ -1,0 +1,345 @@
+"""Scores against hand counts, against upsampled masks, and against pycocotools."""
+
+import jax
+import numpy as np
+import pytest
+from pycocotools import mask as rle
+
+from crate_jax.segmentation import attention, average_precision, scoring
+
+
+def box(height, width, top, left, bottom, right):
+    mask = np.zeros((height, width), bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def numpy_iou(prediction, target, void=False):
+    valid = ~np.broadcast_to(void, target.shape)
+    union = ((prediction | target) & valid).sum()
+    return (prediction & target & valid).sum() / union if union else 1.0
+
+
+# -- IoU --------------------------------------------------------------------------------------
+
+
+def test_iou_by_hand():
+    target = box(4, 4, 0, 0, 2, 4)  # 8 pixels
+    prediction = box(4, 4, 1, 0, 3, 4)  # 8 pixels, 4 of them shared
+    assert scoring.iou(prediction, target) == pytest.approx(4 / 12)
+    void = box(4, 4, 2, 0, 3, 4)  # a row of the prediction alone: leaves the union
+    assert scoring.iou(prediction, target, void) == pytest.approx(4 / 8)
+    void = box(4, 4, 1, 0, 2, 4)  # the shared row leaves both
+    assert scoring.iou(prediction, target, void) == 0
+
+
+def test_iou_conventions_for_empty_masks():
+    empty, some = np.zeros((3, 3), bool), box(3, 3, 0, 0, 2, 2)
+    assert scoring.iou(empty, empty) == 1
+    assert scoring.iou(some, empty) == 0
+    assert scoring.iou(empty, some) == 0
+    assert scoring.iou(some, some, void=np.ones((3, 3), bool)) == 1
+    broadcast = scoring.iou(np.stack([empty, some])[:, None], some[None])
+    np.testing.assert_array_equal(broadcast, [[0], [1]])
+
+
+@pytest.mark.parametrize(("grid", "size"), [((4, 6), (16, 18)), ((5, 3), (13, 17))])
+def test_cls_iou_equals_iou_of_upsampled_masks(grid, size):
+    """Also where the grid does not divide the image, and with void pixels."""
+    rng = np.random.default_rng(0)
+    maps = rng.gamma(0.5, size=(3, 4, grid[0] * grid[1])).astype(np.float32)
+    masks, void = rng.random((3, *size)) < 0.4, rng.random((3, *size)) < 0.2
+    scores = jax.jit(scoring.cls_iou, static_argnums=2)(maps, masks, grid, void=void)
+    assert set(scores) == {"mass", "area"}
+    for rule, keep in attention.RULES.items():
+        up = np.asarray(attention.upsample(keep(maps, 0.6), grid, size))
+        expected = [[numpy_iou(up[b, h], masks[b], void[b]) for h in range(4)] for b in range(3)]
+        np.testing.assert_allclose(scores[rule], expected, rtol=1e-6)
+        np.testing.assert_allclose(scores[rule], scoring.iou(up, masks[:, None], void[:, None]))
+
+
+def test_area_rule_is_bounded_by_the_objects_share():
+    """60 % of the image kept, object share s below that: IoU is at most s / 0.6."""
+    mask = box(10, 10, 0, 0, 3, 10)
+    perfect = mask.reshape(1, 1, 100).astype(np.float32)
+    scores = scoring.cls_iou(perfect, mask[None], (10, 10))
+    assert scores["area"][0, 0] == pytest.approx(0.3 / 0.6)
+    assert scores["mass"][0, 0] == pytest.approx(0.6)  # 18 of the 30 equal patches
+
+
+def test_cls_iou_of_a_map_with_nan_is_zero():
+    maps = np.full((1, 2, 4), 0.25, np.float32)
+    maps[0, 1, 0] = np.nan
+    scores = scoring.cls_iou(maps, np.ones((1, 2, 2), bool), (2, 2))
+    np.testing.assert_allclose(scores["mass"], [[0.75, 0]])
+    np.testing.assert_allclose(scores["area"], [[0.5, 0]])
+
+
+def test_class_iou_counts_each_class_and_leaves_void_out():
+    labels = np.array(
+        [
+            [0, 0, 0, 0, 5, 5],
+            [0, 0, 0, 255, 5, 5],
+            [9, 9, 255, 0, 0, 0],
+            [9, 9, 0, 0, 0, 0],
+        ]
+    )
+    keep = np.zeros((2, 6), bool)  # two heads on a grid of 2 x 3, each cell 2 x 2 pixels
+    keep[0, [2, 1]] = True  # the whole of class 5 and the cell beside it, one pixel of it void
+    keep[1, [3, 5]] = True
+    classes, scores = scoring.class_iou(keep, labels, (2, 3))
+    assert classes.tolist() == [5, 9]
+    np.testing.assert_allclose(scores, [[4 / 7, 0], [0, 4 / 8]])
+
+
+def test_class_iou_agrees_with_masks_at_any_size():
+    rng = np.random.default_rng(1)
+    labels = rng.choice([0, 3, 7, 255], size=(11, 14), p=[0.4, 0.2, 0.2, 0.2])
+    keep = rng.random((2, 3, 12)) < 0.5
+    classes, scores = scoring.class_iou(keep, labels, (3, 4))
+    up = np.asarray(attention.upsample(keep, (3, 4), labels.shape))
+    for k, label in enumerate(classes):
+        expected = scoring.iou(up, labels == label, labels == 255)
+        np.testing.assert_allclose(scores[k], expected, rtol=1e-6)
+
+
+def test_class_iou_without_an_object():
+    labels = np.zeros((4, 4), int)
+    classes, scores = scoring.class_iou(np.ones((2, 4), bool), labels, (2, 2))
+    assert classes.size == 0
+    assert scores.shape == (0, 2)
+    classes, scores = scoring.class_iou(np.ones((2, 4), bool), labels + 255, (2, 2))
+    assert scores.shape == (0, 2)
+
+
+# -- heads, images, baselines -----------------------------------------------------------------
+
+
+def test_heads_reduce_to_best_mean_and_single():
+    scores = np.array([[0.1, 0.9, 0.5], [0.6, 0.0, 0.5]])
+    reduced = scoring.head_scores(scores)
+    np.testing.assert_allclose(reduced["best"], [0.9, 0.6])
+    np.testing.assert_allclose(reduced["mean"], [0.5, 1.1 / 3])
+    np.testing.assert_allclose(reduced["single"], [0.5, 0.5])  # head 2 has the best mean
+    layered = scoring.head_scores(np.stack([scores, scores[:, ::-1]]))
+    assert layered["best"].shape == (2, 2)
+
+
+def test_image_scores_average_over_classes_then_images():
+    gathered = scoring.ImageScores()
+    # Two layers, two heads. First image: two classes, each with its own best head.
+    gathered.add(np.array([[[0.8, 0.2], [0.1, 0.1]], [[0.0, 0.6], [0.3, 0.5]]]))
+    gathered.add(np.zeros((0, 2, 2)))
+    gathered.add(np.array([[[0.4, 0.1], [0.2, 0.0]]]))
+    assert gathered.without_object == 1
+    result = gathered.result()
+    np.testing.assert_allclose(result["best"], [[0.7, 0.4], [0.3, 0.2]])
+    np.testing.assert_allclose(result["mean"], [[0.4, 0.25], [0.25, 0.1]])
+    np.testing.assert_allclose(result["single"], [[0.4, 0.4], [0.2, 0.2]])
+    with pytest.raises(ValueError, match="at least one image with an object"):
+        scoring.ImageScores().result()
+
+
+def test_baselines_by_hand():
+    masks = np.stack([box(8, 12, 2, 3, 6, 9), box(8, 12, 0, 0, 8, 3)])
+    result = scoring.baselines(masks)
+    np.testing.assert_allclose(result["all_ones"], [0.25, 0.25])
+    np.testing.assert_allclose(result["centre_box"], [1, 0])
+    void = np.broadcast_to(box(8, 12, 0, 0, 2, 12), masks.shape)
+    result = scoring.baselines(masks, void)
+    np.testing.assert_allclose(result["all_ones"], [24 / 72, 18 / 72])
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "expected"),
+    [((4, 4), 0.5, 4), ((5, 3), 0.5, 6), ((4, 6), 1, 24), ((3, 3), 0, 0)],
+)
+def test_centre_box_has_the_size_it_says(size, side, expected):
+    inside = scoring.centre_box(size, side)
+    assert inside.shape == size
+    assert inside.sum() == expected
+
+
+# -- intervals --------------------------------------------------------------------------------
+
+
+def test_bootstrap_interval_is_that_of_the_normal_theory_for_many_images():
+    values = np.random.default_rng(0).normal(0.3, 0.1, size=(2, 500))
+    low, high = scoring.bootstrap_interval(values)
+    half = 1.96 * values.std(-1) / np.sqrt(500)
+    np.testing.assert_allclose(low, values.mean(-1) - half, atol=4e-4)
+    np.testing.assert_allclose(high, values.mean(-1) + half, atol=4e-4)
+
+
+def test_bootstrap_interval_equals_plain_resampling():
+    """The counts give the means of the very draws that the generator makes."""
+    values = np.random.default_rng(1).random(7)
+    drawn = np.random.default_rng(3).integers(7, size=(200, 7))
+    expected = np.percentile(values[drawn].mean(1), [5, 95])
+    np.testing.assert_allclose(
+        scoring.bootstrap_interval(values, seed=3, samples=200, level=0.9), expected
+    )
+
+
+def test_bootstrap_interval_is_deterministic_and_handles_the_edges():
+    values = np.random.default_rng(1).random(20)
+    assert scoring.bootstrap_interval(values) == scoring.bootstrap_interval(values)
+    assert scoring.bootstrap_interval(values) != scoring.bootstrap_interval(values, seed=1)
+    assert scoring.bootstrap_interval([0.25]) == (0.25, 0.25)
+    both = scoring.bootstrap_interval(np.array([[1.0, np.nan], [1.0, 1.0]]))
+    np.testing.assert_array_equal(both, [[np.nan, 1], [np.nan, 1]])
+    with pytest.raises(ValueError, match="at least one image"):
+        scoring.bootstrap_interval([])
+
+
+def test_paired_interval_cancels_what_makes_images_hard():
+    hardness = np.random.default_rng(2).random(50)
+    gain = 0.02 + 0.001 * np.random.default_rng(3).standard_normal(50)
+    low, high = scoring.paired_interval(hardness + gain, hardness)
+    assert 0.019 < low < high < 0.021
+    with pytest.raises(ValueError, match="same images"):
+        scoring.paired_interval(hardness, hardness[1:])
+
+
+# -- COCO average precision -------------------------------------------------------------------
+
+
+def coco_case(objects, found, size=(20, 20)):
+    """objects: {image_id: masks}; found: [(image_id, mask)]."""
+
+    def encoded(mask):
+        return rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+
+    annotations = []
+    for image_id, masks in objects.items():
+        for mask in masks:
+            segmentation = encoded(mask)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": 17 + len(annotations),
+                    "iscrowd": 0,
+                    "area": float(mask.sum()),
+                    "bbox": rle.toBbox(segmentation).tolist(),
+                    "segmentation": segmentation,
+                }
+            )
+    images = [{"id": i, "height": size[0], "width": size[1]} for i in objects]
+    categories = [{"id": a["category_id"], "name": str(a["id"])} for a in annotations]
+    truth = {"images": images, "annotations": annotations, "categories": categories}
+    return truth, [{"image_id": i, "segmentation": encoded(mask)} for i, mask in found]
+
+
+def test_coco_ap_of_perfect_and_of_no_predictions():
+    one, two = box(20, 20, 2, 2, 8, 9), box(20, 20, 10, 3, 17, 19)
+    truth, perfect = coco_case({7: [one, two], 9: [one]}, [(7, two), (9, one), (7, one)])
+    result = scoring.coco_ap(truth, perfect)
+    assert result == {
+        f"{kind}/{name}": pytest.approx(1)
+        for kind in ("box", "mask")
+        for name in ("AP", "AP50", "AP75", "AR100")
+    }
+    # pycocotools takes a match with annotation 0 for no match; ours are numbered from 1.
+    truth["annotations"][0]["id"] = 0
+    assert scoring.coco_ap(truth, perfect) == result
+    assert set(scoring.coco_ap(truth, []).values()) == {0.0}
+    assert all(np.isnan(v) for v in scoring.coco_ap({**truth, "annotations": []}, []).values())
+
+
+def test_coco_ap_by_hand():
+    """IoU 0.6 on a box of 10 x 10: found at thresholds .50, .55 and .60 of ten."""
+    whole, part = box(20, 20, 0, 0, 10, 10), box(20, 20, 0, 0, 10, 6)
+    truth, found = coco_case({1: [whole]}, [(1, part)])
+    result = scoring.coco_ap(truth, found)
+    assert result["box/AP"] == pytest.approx(0.3)
+    assert result["mask/AP50"] == pytest.approx(1)
+    assert result["mask/AP75"] == 0
+    # The same tight box, half of the mask: boxes are taken from masks and masks judged as masks.
+    checkered = whole & (np.indices((20, 20)).sum(0) % 2 == 0)
+    checkered[0, 0] = checkered[9, 9] = True
+    truth, found = coco_case({1: [whole]}, [(1, checkered)])
+    found[0]["bbox"] = [0, 0, 1, 1]
+    result = scoring.coco_ap(truth, found)
+    assert result["box/AP"] == pytest.approx(1)
+    assert result["mask/AP"] == pytest.approx(0.1)  # IoU exactly 0.5
+
+
+def test_coco_ap_counts_false_positives_in_order():
+    """A false one before the true one: precision 1/2 at every recall; after it: 1."""
+    thing, other = box(20, 20, 0, 0, 5, 5), box(20, 20, 10, 10, 15, 15)
+    truth, found = coco_case({1: [thing]}, [(1, other), (1, thing)])
+    assert scoring.coco_ap(truth, found)["mask/AP"] == pytest.approx(0.5)
+    assert scoring.coco_ap(truth, found[::-1])["mask/AP"] == pytest.approx(1)
+    found = [found[0] | {"score": 0.1}, found[1] | {"score": 0.9}]
+    assert scoring.coco_ap(truth, found)["mask/AP"] == pytest.approx(0.5)
+    assert scoring.coco_ap(truth, found, keep_scores=True)["mask/AP"] == pytest.approx(1)
+
+
+def random_coco_case(images=25):
+    rng = np.random.default_rng(0)
+    objects, found = {}, []
+    for image in range(images):
+        masks = []
+        for _ in range(rng.integers(0, 4)):
+            top, left = rng.integers(0, 10, 2)
+            high, wide = rng.integers(3, 10, 2)
+            masks.append(box(20, 20, top, left, top + high, left + wide))
+        objects[image * 3 + 1] = masks
+        for mask in masks:
+            if rng.random() < 0.8:
+                found.append((image * 3 + 1, np.roll(mask, rng.integers(-1, 2, 2), (0, 1))))
+        if rng.random() < 0.5:
+            found.append((image * 3 + 1, rng.random((20, 20)) < 0.2))
+    return coco_case(objects, found)
+
+
+def test_bootstrap_counts_matches_as_pycocotools_does(monkeypatch):
+    """Every image drawn once: the interval closes on the score itself."""
+    truth, found = random_coco_case()
+
+    class EachOnce:
+        def integers(self, high, size):
+            return np.arange(size) % high
+
+    monkeypatch.setattr(average_precision.np.random, "default_rng", lambda seed: EachOnce())
+    result = scoring.coco_ap(truth, found, samples=1)
+    for kind in ("box", "mask"):
+        for name in ("AP", "AP50", "AP75"):
+            assert 0 < result[f"{kind}/{name}"] < 1
+            for end in ("low", "high"):
+                assert result[f"{kind}/{name}/{end}"] == pytest.approx(result[f"{kind}/{name}"])
+
+
+def test_bootstrap_interval_of_ap_holds_the_score_and_is_deterministic():
+    truth, found = random_coco_case()
+    result = scoring.coco_ap(truth, found, samples=50)
+    assert result["mask/AP/low"] < result["mask/AP"] < result["mask/AP/high"]
+    assert result == scoring.coco_ap(truth, found, samples=50)
+
+
+def test_coco_ap_refuses_strangers():
+    truth, found = coco_case({1: [box(9, 9, 0, 0, 5, 5)]}, [(2, box(9, 9, 0, 0, 5, 5))], (9, 9))
+    with pytest.raises(ValueError, match="the first 2"):
+        scoring.coco_ap(truth, found)
+    with pytest.raises(ValueError, match="segmentation"):
+        scoring.coco_ap(truth, [{"image_id": 1, "bbox": [0, 0, 1, 1]}])
+
+
+def test_errors_say_what_is_expected():
+    with pytest.raises(ValueError, match="one height and width"):
+        scoring.iou(np.ones((2, 2), bool), np.ones((4, 4), bool))
+    with pytest.raises(ValueError, match="of the same batch"):
+        scoring.cls_iou(np.ones((2, 3, 4)), np.ones((1, 8, 8), bool), (2, 2))
+    with pytest.raises(ValueError, match="2 x 3 = 6"):
+        scoring.cls_iou(np.ones((1, 3, 4)), np.ones((1, 8, 8), bool), (2, 3))
+    with pytest.raises(ValueError, match="void of the masks' shape"):
+        scoring.cls_iou(np.ones((1, 3, 4)), np.ones((1, 8, 8), bool), (2, 2), void=np.ones((8, 8)))
+    with pytest.raises(ValueError, match="at most 16777216 pixels"):
+        jax.eval_shape(lambda: scoring.cell_counts(jax.numpy.zeros((4097, 4096)), (2, 2)))
+    with pytest.raises(ValueError, match="labels"):
+        scoring.class_iou(np.ones((2, 4), bool), np.ones((4, 4, 3)), (2, 2))
+    with pytest.raises(ValueError, match="images, heads"):
+        scoring.head_scores(np.zeros((0, 3)))
+    with pytest.raises(ValueError, match="side in"):
+        scoring.centre_box((4, 4), 50)
