@@ -49,6 +49,8 @@ class TrainTransform:
         low, high = self.scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"scale must be a range within (0, 1], got {self.scale}.")
+        if self.crop == "centre":
+            _check_resize(self.size, self.resize, "bilinear")
         if not 0 <= self.randaugment_magnitude <= 10:
             raise ValueError(
                 f"randaugment_magnitude must be from 0 to 10, got {self.randaugment_magnitude}."
@@ -76,6 +78,9 @@ class EvalTransform:
     size: int
     resize: int = 256
     resampling: str = "bilinear"
+
+    def __post_init__(self):
+        _check_resize(self.size, self.resize, self.resampling)
 
     def __call__(self, image: np.ndarray | Encoded, rng: np.random.Generator) -> np.ndarray:
         """uint8[h, w, 3] or an encoded image -> uint8[size, size, 3]."""
@@ -168,10 +173,7 @@ def resize_centre_crop(
     Raises:
       ValueError: resize < size, or an unknown resampling.
     """
-    if resize < size:
-        raise ValueError(f"resize ({resize}) must be at least the size of the crop ({size}).")
-    if resampling not in _RESAMPLING:
-        raise ValueError(f"resampling must be one of {sorted(_RESAMPLING)}, got {resampling!r}.")
+    _check_resize(size, resize, resampling)
     image = _pixels(image)
     height, width = image.shape[:2]
     short = min(height, width)
@@ -251,3 +253,13 @@ _OPERATIONS = (
 
 def _pixels(image: np.ndarray | Encoded) -> np.ndarray:
     return image.decode() if isinstance(image, Encoded) else image
+
+
+def _check_resize(size: int, resize: int, resampling: str) -> None:
+    if resize < size:
+        raise ValueError(
+            f"resize must be at least the size of the crop, got resize={resize} for a crop of "
+            f"{size}; {round(size * 256 / 224)} keeps the usual ratio."
+        )
+    if resampling not in _RESAMPLING:
+        raise ValueError(f"resampling must be one of {sorted(_RESAMPLING)}, got {resampling!r}.")
