@@ -129,9 +129,10 @@ def random_resized_crop(
 ) -> np.ndarray:
     """A random box (`sample_crop`) resized to size x size, antialiased.
 
-    A JPEG whose box is at least twice as large as the result is decoded at reduced size, to no
-    less than the result. Shrinking averages areas, enlarging is bilinear (OpenCV); torchvision
-    uses a triangle filter for both.
+    A JPEG whose box is at least four times as large as the result is decoded at reduced size, the
+    box to no less than twice the result, so that rounding moves it by a quarter of a pixel of the
+    result at most. Shrinking averages areas, enlarging is bilinear (OpenCV); torchvision uses a
+    triangle filter for both.
 
     Returns:
       uint8[size, size, 3].
@@ -140,13 +141,11 @@ def random_resized_crop(
     top, left, h, w = sample_crop(rng, height, width, scale, ratio)
     if isinstance(image, Encoded):
         at_least = None
-        if min(h, w) >= 2 * size:
-            at_least = (math.ceil(height * size / h), math.ceil(width * size / w))
+        if min(h, w) >= 4 * size:
+            at_least = (math.ceil(2 * height * size / h), math.ceil(2 * width * size / w))
         image = image.decode(at_least, fast=True)
-        shrink = image.shape[0] / height, image.shape[1] / width
-        top, left = int(top * shrink[0]), int(left * shrink[1])
-        h = max(min(round(h * shrink[0]), image.shape[0] - top), 1)
-        w = max(min(round(w * shrink[1]), image.shape[1] - left), 1)
+        top, h = _scaled(top, h, image.shape[0] / height)
+        left, w = _scaled(left, w, image.shape[1] / width)
     box = image[top : top + h, left : left + w]
     shrinking = h >= size and w >= size
     interpolation = cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
@@ -253,6 +252,12 @@ _OPERATIONS = (
 
 def _pixels(image: np.ndarray | Encoded) -> np.ndarray:
     return image.decode() if isinstance(image, Encoded) else image
+
+
+def _scaled(start: int, length: int, factor: float) -> tuple[int, int]:
+    """An interval of pixels in an image that was shrunk by `factor`."""
+    first, last = round(start * factor), round((start + length) * factor)
+    return first, last - first
 
 
 def _check_resize(size: int, resize: int, resampling: str) -> None:
