@@ -2,8 +2,8 @@
 
 Every batch is a function of (source, seed, batch number) alone. Therefore the number of worker
 processes, of hosts and of interruptions changes nothing in the data, and the state of a training
-iterator is the number of batches that it has handed out. Grain supplies the shuffle, the threads and
-the worker processes.
+iterator is the number of batches that it has handed out. Grain supplies the shuffle, the threads
+and the worker processes.
 """
 
 import multiprocessing
@@ -20,9 +20,10 @@ import numpy as np
 from absl import flags, logging
 
 from crate_jax.data import randomness
+from crate_jax.data.decode import CorruptImage, Encoded
 
 Example = dict[str, np.ndarray]
-Transform = Callable[[Any, np.random.Generator], np.ndarray]
+Transform = Callable[[np.ndarray | Encoded, np.random.Generator], np.ndarray]
 
 _PREFETCHED_BATCHES = 2  # ahead of the consumer, for each worker
 _ATTEMPTS = 100  # neighbours to try in place of an unreadable example
@@ -32,9 +33,9 @@ class Source(Protocol):
     """A random-access dataset.
 
     `source[i]` gives a dict with `image` uint8[h, w, 3], `label` int32, `index` int64 and, if
-    `has_masks`, `mask` bool[h, w]. Two optional members serve encoded images: `encoded(i)`, the same
-    with an image not yet decoded (`decode.Encoded`), which the transform decodes at the size that it
-    needs; `on_corrupt`, "error" or "skip", with `path(i)`, the name of an example's file.
+    `has_masks`, `mask` bool[h, w]. Optional members serve encoded images: `encoded(i)`, the same
+    with an image not yet decoded (`decode.Encoded`), which the transform decodes at the size that
+    it needs; `on_corrupt`, "error" or "skip", with `path(i)`, the name of an example's file.
     """
 
     num_classes: int
@@ -44,10 +45,6 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
-
-
-class CorruptImage(ValueError):
-    """An image that cannot be decoded; the message names its path."""
 
 
 class TrainIterator(Iterator[Example]):
@@ -171,14 +168,15 @@ def eval_batches(
     """All examples in order, each exactly once over all processes.
 
     Every process gets ceil(len(source) / batch_size) batches of equal shape. The last is padded:
-    where `valid` is False the row is zeros with index -1. A corrupt image, if the source skips such,
-    is not valid either, and keeps its index.
+    where `valid` is False the row is zeros with index -1. A corrupt image, if the source skips
+    such, is not valid either, and keeps its index.
 
     Args:
       source: the dataset.
-      batch_size: examples in a global batch; process p takes the p-th of `process_count` equal runs.
-      transform: as in `train_iterator`; its generator depends on the index alone. Masks pass through
-        untouched, so with masks it must not move pixels.
+      batch_size: examples in a global batch; process p takes the p-th of `process_count` equal
+        runs.
+      transform: as in `train_iterator`; its generator depends on the index alone. Masks pass
+        through untouched, so with masks it must not move pixels.
       workers: worker processes; 0: one thread of this process.
       process_index: of this JAX process.
       process_count: JAX processes that share a global batch.
@@ -227,7 +225,7 @@ class _Batches:
         image = example["image"]
         if self.transform is not None:
             image = self.transform(image, rng)
-        example["image"] = np.asarray(image)
+        example["image"] = image.decode() if isinstance(image, Encoded) else image
         return example
 
 

@@ -1,0 +1,270 @@
+"""Crops, flips and RandAugment on one uint8 image; run in the input workers, NumPy only.
+
+Normalisation, mixup and cutmix act on batches and run on the device (`mixing.py`).
+"""
+
+import dataclasses
+import math
+
+import cv2
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from crate_jax.data.decode import Encoded
+
+_RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_FILL = (128, 128, 128)  # what RandAugment's geometric operations bring in from outside
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainTransform:
+    """Crop, flip, RandAugment, in this order: what `train_iterator` takes as `transform`.
+
+    Args:
+      size: side of the result, px.
+      crop: "random" (`random_resized_crop`), "centre" (`resize_centre_crop`, the recipe of CRATE's
+        ImageNet-21k training) or "none" (the images have one size already).
+      scale: least and most area of the random crop, as a fraction of the image's.
+      resize: short side before the centre crop, px.
+      flip: mirror half of the images.
+      randaugment_layers: operations in a row; 0: none.
+      randaugment_magnitude: 0 to 10.
+    """
+
+    size: int
+    crop: str = "random"
+    scale: tuple[float, float] = (0.08, 1.0)
+    resize: int = 256
+    flip: bool = True
+    randaugment_layers: int = 0
+    randaugment_magnitude: float = 9.0
+
+    def __post_init__(self):
+        if self.crop not in ("random", "centre", "none"):
+            raise ValueError(f"crop must be 'random', 'centre' or 'none', got {self.crop!r}.")
+        low, high = self.scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"scale must be a range within (0, 1], got {self.scale}.")
+        if self.crop == "centre":
+            _check_resize(self.size, self.resize, "bilinear")
+        if not 0 <= self.randaugment_magnitude <= 10:
+            raise ValueError(
+                f"randaugment_magnitude must be from 0 to 10, got {self.randaugment_magnitude}."
+            )
+
+    def __call__(self, image: np.ndarray | Encoded, rng: np.random.Generator) -> np.ndarray:
+        """uint8[h, w, 3] or an encoded image -> uint8[size, size, 3]."""
+        if self.crop == "random":
+            image = random_resized_crop(image, rng, self.size, self.scale)
+        elif self.crop == "centre":
+            image = resize_centre_crop(image, self.size, self.resize)
+        else:
+            image = _pixels(image)
+        if self.flip and rng.random() < 0.5:
+            image = cv2.flip(image, 1)
+        if self.randaugment_layers:
+            image = rand_augment(image, rng, self.randaugment_layers, self.randaugment_magnitude)
+        return image
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalTransform:
+    """`resize_centre_crop` as a `transform`; the random generator is not used."""
+
+    size: int
+    resize: int = 256
+    resampling: str = "bilinear"
+
+    def __post_init__(self):
+        _check_resize(self.size, self.resize, self.resampling)
+
+    def __call__(self, image: np.ndarray | Encoded, rng: np.random.Generator) -> np.ndarray:
+        """uint8[h, w, 3] or an encoded image -> uint8[size, size, 3]."""
+        del rng
+        return resize_centre_crop(image, self.size, self.resize, self.resampling)
+
+
+def sample_crop(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> tuple[int, int, int, int]:
+    """A random box by the law of the Inception crop (arXiv 1409.4842, as in torchvision).
+
+    Area uniform in `scale`, aspect ratio log-uniform in `ratio`, place uniform; up to ten draws
+    until the box fits, then the central box of the nearest aspect ratio.
+
+    Returns:
+      (top, left, height, width) in pixels.
+    """
+    draws = rng.random((10, 4))
+    areas = height * width * (scale[0] + draws[:, 0] * (scale[1] - scale[0]))
+    ratios = ratio[0] * (ratio[1] / ratio[0]) ** draws[:, 1]
+    widths, heights = np.rint(np.sqrt(areas * ratios)), np.rint(np.sqrt(areas / ratios))
+    fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
+    if fits.any():
+        k = int(fits.argmax())
+        h, w = int(heights[k]), int(widths[k])
+        return int(draws[k, 2] * (height - h + 1)), int(draws[k, 3] * (width - w + 1)), h, w
+    h, w = height, width
+    if width < height * ratio[0]:
+        h = round(width / ratio[0])
+    elif width > height * ratio[1]:
+        w = round(height * ratio[1])
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def random_resized_crop(
+    image: np.ndarray | Encoded,
+    rng: np.random.Generator,
+    size: int,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> np.ndarray:
+    """A random box (`sample_crop`) resized to size x size, antialiased.
+
+    A JPEG whose box is at least four times as large as the result is decoded at reduced size, the
+    box to no less than twice the result, so that rounding moves it by a quarter of a pixel of the
+    result at most. Shrinking averages areas, enlarging is bilinear (OpenCV); torchvision uses a
+    triangle filter for both.
+
+    Returns:
+      uint8[size, size, 3].
+    """
+    height, width = image.size if isinstance(image, Encoded) else image.shape[:2]
+    top, left, h, w = sample_crop(rng, height, width, scale, ratio)
+    if isinstance(image, Encoded):
+        at_least = None
+        if min(h, w) >= 4 * size:
+            at_least = (math.ceil(2 * height * size / h), math.ceil(2 * width * size / w))
+        image = image.decode(at_least, fast=True)
+        top, h = _scaled(top, h, image.shape[0] / height)
+        left, w = _scaled(left, w, image.shape[1] / width)
+    box = image[top : top + h, left : left + w]
+    shrinking = h >= size and w >= size
+    interpolation = cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
+    return cv2.resize(box, (size, size), interpolation=interpolation)
+
+
+def resize_centre_crop(
+    image: np.ndarray | Encoded, size: int, resize: int = 256, resampling: str = "bilinear"
+) -> np.ndarray:
+    """Resizes the short side to `resize` and cuts the central size x size.
+
+    Pillow's antialiased resampling and torchvision's rounding (Resize, CenterCrop), because
+    published accuracies depend on them.
+
+    Args:
+      image: uint8[h, w, 3], or an encoded image.
+      size: px.
+      resize: px, at least `size`.
+      resampling: "bilinear", "bicubic" or "lanczos".
+
+    Returns:
+      uint8[size, size, 3].
+
+    Raises:
+      ValueError: resize < size, or an unknown resampling.
+    """
+    _check_resize(size, resize, resampling)
+    image = _pixels(image)
+    height, width = image.shape[:2]
+    short = min(height, width)
+    height, width = resize * height // short, resize * width // short
+    if image.shape[:2] != (height, width):
+        picture = Image.fromarray(image).resize((width, height), _RESAMPLING[resampling])
+        image = np.asarray(picture)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return np.ascontiguousarray(image[top : top + size, left : left + size])
+
+
+def rand_augment(
+    image: np.ndarray, rng: np.random.Generator, layers: int = 2, magnitude: float = 9.0
+) -> np.ndarray:
+    """RandAugment (Cubuk et al., arXiv 1909.13719): `layers` operations, each uniform among 14.
+
+    With s = magnitude / 10 and a random sign: rotation +-30 s degrees; shear +-0.3 s; translation
+    +-0.45 s of the side; brightness, colour, contrast and sharpness factor 1 +- 0.9 s; posterize to
+    8 - round(4 s) bits; solarize above 256 (1 - s); autocontrast, equalize and identity have no
+    strength. Ranges are those of torchvision with its magnitude 3 s x 10. What enters from outside
+    is grey 128.
+
+    Args:
+      image: uint8[h, w, 3].
+      rng: generator.
+      layers: operations in a row.
+      magnitude: 0 to 10.
+
+    Returns:
+      uint8[h, w, 3].
+    """
+    picture = Image.fromarray(image)
+    for _ in range(layers):
+        operation = _OPERATIONS[rng.integers(len(_OPERATIONS))]
+        sign = 1 if rng.random() < 0.5 else -1
+        picture = operation(picture, magnitude / 10, sign)
+    return np.array(picture)
+
+
+def _affine(picture: Image.Image, matrix: tuple) -> Image.Image:
+    """Warps about the centre; matrix (a, b, c, d, e, f) maps output to input coordinates."""
+    a, b, c, d, e, f = matrix
+    x, y = picture.width / 2, picture.height / 2
+    about_centre = (a, b, c + x - a * x - b * y, d, e, f + y - d * x - e * y)
+    return picture.transform(
+        picture.size,
+        Image.Transform.AFFINE,
+        about_centre,
+        resample=Image.Resampling.BILINEAR,
+        fillcolor=_FILL,
+    )
+
+
+def _enhance(enhancer):
+    return lambda picture, s, sign: enhancer(picture).enhance(1 + sign * 0.9 * s)
+
+
+_OPERATIONS = (
+    lambda picture, s, sign: picture,
+    lambda picture, s, sign: ImageOps.autocontrast(picture),
+    lambda picture, s, sign: ImageOps.equalize(picture),
+    lambda picture, s, sign: picture.rotate(
+        sign * 30 * s, resample=Image.Resampling.BILINEAR, fillcolor=_FILL
+    ),
+    lambda picture, s, sign: _affine(picture, (1, sign * 0.3 * s, 0, 0, 1, 0)),
+    lambda picture, s, sign: _affine(picture, (1, 0, 0, sign * 0.3 * s, 1, 0)),
+    lambda picture, s, sign: _affine(picture, (1, 0, sign * 0.45 * s * picture.width, 0, 1, 0)),
+    lambda picture, s, sign: _affine(picture, (1, 0, 0, 0, 1, sign * 0.45 * s * picture.height)),
+    lambda picture, s, sign: ImageOps.posterize(picture, 8 - round(4 * s)),
+    lambda picture, s, sign: ImageOps.solarize(picture, round(256 * (1 - s))),
+    _enhance(ImageEnhance.Color),
+    _enhance(ImageEnhance.Contrast),
+    _enhance(ImageEnhance.Brightness),
+    _enhance(ImageEnhance.Sharpness),
+)
+
+
+def _pixels(image: np.ndarray | Encoded) -> np.ndarray:
+    return image.decode() if isinstance(image, Encoded) else image
+
+
+def _scaled(start: int, length: int, factor: float) -> tuple[int, int]:
+    """An interval of pixels in an image that was shrunk by `factor`."""
+    first, last = round(start * factor), round((start + length) * factor)
+    return first, last - first
+
+
+def _check_resize(size: int, resize: int, resampling: str) -> None:
+    if resize < size:
+        raise ValueError(
+            f"resize must be at least the size of the crop, got resize={resize} for a crop of "
+            f"{size}; {round(size * 256 / 224)} keeps the usual ratio."
+        )
+    if resampling not in _RESAMPLING:
+        raise ValueError(f"resampling must be one of {sorted(_RESAMPLING)}, got {resampling!r}.")
