@@ -188,7 +188,7 @@ def montage(
             f"expected at least one panel and all of one size; got {[p.shape for p in panels]}"
         )
     if captions is not None and len(captions) != len(panels):
-        raise ValueError(f"expected a caption for each of {len(panels)} panels; got {len(captions)}")
+        raise ValueError(f"expected {len(panels)} captions, one a panel; got {len(captions)}")
     columns = min(columns or int(np.ceil(np.sqrt(len(panels)))), len(panels))
     rows = -(-len(panels) // columns)
     height, width, _ = panels[0].shape

@@ -37,7 +37,7 @@ def test_strong_noise_is_clipped_not_wrapped():
     noisy = noise.add_noise(white, 75, 1.0, seed=0)
     assert noisy.max() == 255
     assert (noisy == 255).mean() > 0.4
-    assert noisy.min() > 0
+    assert (noisy < 60).mean() < 0.02  # a wrapped sum would be dark in nearly half of them
 
 
 def test_a_seed_fixes_pixels_and_draws(grey):

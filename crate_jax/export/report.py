@@ -1,0 +1,283 @@
+"""A run, or a folder of segmented images, as one HTML file that needs nothing else.
+
+The pages hold their pictures, charts and style; they fetch nothing and run no script (a content
+security policy says so to the browser), so they can be mailed, archived and opened offline.
+"""
+
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from crate_jax.export import history as metrics
+from crate_jax.export.files import write_atomically
+from crate_jax.export.overlays import COLORMAP, checked_image, data_uri, encode
+from crate_jax.segmentation import attention, scoring
+
+_MOST_LAYERS = 6
+_MOST_PIXELS = 360  # longest side of an embedded photograph
+_SMALL = 128  # below it a photograph is shown as pixels, not smoothed
+_SHADES = 32
+_SHADOW = (12, 9, 18, 209)  # what is not kept: nearly black, 82 % opaque
+
+
+def write_report(
+    path: str | os.PathLike,
+    *,
+    title: str,
+    config: Mapping,
+    history: Iterable[Mapping],
+    examples: Sequence[Mapping] = (),
+    lede: str = "",
+    summary: Mapping | None = None,
+    facts: Mapping[str, str] | None = None,
+    environment: Mapping | None = None,
+    reconstructions: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]] = (),
+) -> Path:
+    """Writes the report of a run.
+
+    Parts without data are left out. The page of a dozen images of 64 px with 6 layers of 6 heads
+    is about 0.6 MB.
+
+    Args:
+        path: the file, usually DIR/report/index.html. Written whole or not at all.
+        title: the heading.
+        config: the run's settings, nested as they are.
+        history: lines of `metrics.jsonl`; the names are in `crate_jax.export.history`.
+        examples: held-out images, each a mapping with `image` uint8[height, width, 3] and `maps`
+            f[layers, heads, rows, columns]; optionally `mask` bool[height, width], `label`,
+            `predicted` (str), and `layers`, the numbers (from 1) of the layers in `maps` where
+            not all are there. More than six layers are thinned evenly, the last kept.
+        lede: a sentence or two below the heading.
+        summary: metrics that stand over the last values of `history`.
+        facts: short things worth knowing, label to text, shown below the heading.
+        environment: versions and devices.
+        reconstructions: of masked autoencoding: (image, masked, prediction), uint8[h, w, 3] each.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: an example whose arrays do not have these shapes.
+        OSError: the file cannot be written.
+    """
+    measured = metrics.History(history, summary)
+    shown = [_example(example) for example in examples]
+    layers = sorted({layer["number"] for example in shown for layer in example["layers"]})
+    heads = max((len(layer["heads"]) for e in shown for layer in e["layers"]), default=1)
+    best = measured.best_layer()
+    page = _render(
+        "report.html",
+        title=title,
+        lede=lede,
+        facts=list((facts or {}).items()),
+        figures=metrics.headline(measured),
+        comparison=metrics.comparison(measured),
+        examples=shown,
+        scored=any(example["object"] for example in shown),
+        layers=layers,
+        first_layer=best if best in layers else max(layers, default=None),
+        columns=_columns(heads, 6),
+        phone_columns=_columns(heads, 3),
+        table=metrics.layer_table(measured),
+        chart_sections=metrics.chart_sections(measured),
+        reconstructions=[_reconstruction(*pictures) for pictures in reconstructions],
+        tables=_tables({"Configuration": config, "Environment": environment or {}}),
+    )
+    return write_atomically(path, page)
+
+
+def write_gallery(
+    path: str | os.PathLike,
+    *,
+    title: str,
+    items: Iterable[Mapping],
+    settings: Mapping,
+    lede: str = "",
+    facts: Mapping[str, str] | None = None,
+) -> Path:
+    """Writes a page of segmented images.
+
+    Args:
+        path: the file. Written whole or not at all.
+        title: the heading.
+        items: images in their order, each a mapping with `name` and `panels`, a list of
+            (caption, picture) where a picture is uint8[height, width, 3], embedded at 360 px at
+            most, or a relative address of a file beside the page, for a folder of thousands;
+            optionally `confidences`, one number in [0, 1] a mask, and `note`.
+        settings: what the images were made with.
+        lede: a sentence or two below the heading.
+        facts: short things worth knowing, label to text.
+
+    Returns:
+        The path.
+    """
+    shown = []
+    for item in items:
+        panels = [(caption, *_panel(picture)) for caption, picture in item["panels"]]
+        confidences = [float(value) for value in item.get("confidences") or ()]
+        note = item.get("note") or ""
+        name = item["name"]
+        shown.append({"name": name, "panels": panels, "confidences": confidences, "note": note})
+    panel_columns = max((len(item["panels"]) for item in shown), default=1)
+    page = _render(
+        "gallery.html",
+        title=title,
+        lede=lede,
+        facts=list((facts or {}).items()),
+        items=shown,
+        linked=any(not uri.startswith("data:") for item in shown for _, uri, _ in item["panels"]),
+        panel_columns=min(panel_columns, 4),
+        item_width=min(760, 210 * panel_columns),
+        tables=_tables({"Settings": settings}),
+    )
+    return write_atomically(path, page)
+
+
+def _render(template: str, **values) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("crate_jax.export"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values)
+
+
+def _columns(heads: int, most: int) -> int:
+    """Heads in a row: as many as fit, without a ragged last row where that can be had."""
+    rows = -(-heads // most)
+    return -(-heads // rows)
+
+
+def _tables(sections: Mapping[str, Mapping]) -> list[tuple[str, list[tuple[str, str]]]]:
+    tables = [(name, list(_flat(content))) for name, content in sections.items()]
+    return [(name, rows) for name, rows in tables if rows]
+
+
+def _flat(content: Mapping, prefix: str = ""):
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{name}.")
+        else:
+            yield name, value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+# -- pictures -------------------------------------------------------------------------------------
+
+
+def _photo(image: np.ndarray) -> tuple[str, bool]:
+    """(data address, whether it is small): exact if small, else at most 360 px as WebP."""
+    image = checked_image(image)
+    longest = max(image.shape[:2])
+    if longest <= _SMALL:
+        return data_uri(image), True
+    if longest > _MOST_PIXELS:
+        scale = _MOST_PIXELS / longest
+        size = [max(1, round(side * scale)) for side in (image.shape[1], image.shape[0])]
+        image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    return data_uri(encode(image, "webp"), "webp"), False
+
+
+def _panel(picture: np.ndarray | str) -> tuple[str, bool]:
+    return (picture, False) if isinstance(picture, str) else _photo(picture)
+
+
+def _indexed_png(index: np.ndarray, palette: Sequence[Sequence[int]]) -> str:
+    """A picture of few colours as a data address: a map of 14 x 14 takes about 250 bytes."""
+    picture = Image.fromarray(index.astype(np.uint8), "P")
+    colors = np.asarray(palette, np.uint8)
+    picture.putpalette(colors[:, :3].tobytes())
+    options = {"transparency": colors[:, 3].tobytes()} if colors.shape[1] == 4 else {}
+    bits = 1 if len(colors) <= 2 else 8
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True, bits=bits, **options)
+    return data_uri(buffer.getvalue())
+
+
+def _map_png(values: np.ndarray) -> str:
+    top = values.max()
+    scaled = np.clip(values / top, 0, 1) if np.isfinite(top) and top > 0 else 0 * values
+    palette = matplotlib.colormaps[COLORMAP](np.linspace(0, 1, _SHADES), bytes=True)[:, :3]
+    return _indexed_png(np.round(np.nan_to_num(scaled) * (_SHADES - 1)), palette)
+
+
+def _shadow_png(kept: np.ndarray) -> str:
+    """Dark where nothing is kept, clear elsewhere: laid over the photograph."""
+    return _indexed_png(kept, [_SHADOW, (0, 0, 0, 0)])
+
+
+def _example(example: Mapping) -> dict:
+    image = checked_image(example["image"])
+    maps = np.asarray(example["maps"], np.float32)
+    mask = example.get("mask")
+    mask = None if mask is None else np.asarray(mask, bool)
+    if maps.ndim != 4 or 0 in maps.shape:
+        raise ValueError(f"expected maps f[layers, heads, rows, columns]; got {maps.shape}")
+    if mask is not None and mask.shape != image.shape[:2]:
+        raise ValueError(
+            f"expected a mask of the image's size {image.shape[:2]}; got {mask.shape}"
+        )
+    numbers = list(example.get("layers") or range(1, len(maps) + 1))
+    if len(numbers) != len(maps):
+        raise ValueError(f"expected a number for each of {len(maps)} layers; got {numbers}")
+    chosen = _thinned(len(maps))
+    photo, small = _photo(image)
+    label, predicted = example.get("label") or "", example.get("predicted") or ""
+    return {
+        "photo": photo,
+        "small": small,
+        "ratio": f"{image.shape[1]} / {image.shape[0]}",
+        "object": None if mask is None else _shadow_png(mask),
+        "share": 0.0 if mask is None else float(mask.mean()),
+        "label": label,
+        "predicted": predicted,
+        "right": label == predicted,
+        "layers": [{"number": numbers[i], "heads": _heads(maps[i], mask)} for i in chosen],
+    }
+
+
+def _thinned(layers: int) -> list[int]:
+    """At most six layers, evenly spaced and ending with the last."""
+    if layers <= _MOST_LAYERS:
+        return list(range(layers))
+    return [round(layers * (k + 1) / _MOST_LAYERS) - 1 for k in range(_MOST_LAYERS)]
+
+
+def _heads(maps: np.ndarray, mask: np.ndarray | None) -> list[dict]:
+    """One layer's maps f[heads, rows, columns]: pictures, and the fit where the truth is known."""
+    grid, flat = maps.shape[1:], maps.reshape(len(maps), -1)
+    kept = {rule: np.asarray(keep(flat)) for rule, keep in attention.RULES.items()}
+    heads = []
+    for index, values in enumerate(maps):
+        head = {"map": _map_png(values)}
+        for rule in kept:
+            head[rule] = _shadow_png(kept[rule][index].reshape(grid))
+            head[f"iou_{rule}"], head[f"best_{rule}"] = None, False
+        heads.append(head)
+    if mask is not None:
+        scores = scoring.cls_iou(flat[None], mask[None], grid)
+        for rule, values in scores.items():
+            values = np.asarray(values)[0]
+            for index, head in enumerate(heads):
+                head[f"iou_{rule}"] = float(values[index])
+                head[f"best_{rule}"] = index == int(values.argmax())
+    return heads
+
+
+def _reconstruction(image: np.ndarray, masked: np.ndarray, prediction: np.ndarray) -> dict:
+    pictures = {"image": image, "shown": masked, "made of it": prediction}
+    encoded = {caption: _photo(picture) for caption, picture in pictures.items()}
+    return {
+        "ratio": f"{image.shape[1]} / {image.shape[0]}",
+        "small": encoded["image"][1],
+        "panels": [(caption, uri) for caption, (uri, _) in encoded.items()],
+    }
