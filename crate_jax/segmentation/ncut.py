@@ -30,14 +30,14 @@ EPS = 1e-5
 VECTOR_TOLERANCE = 1e-4
 """Largest residual / eigengap, a bound on the angle (radians) to the exact eigenvector."""
 
-VALUE_TOLERANCE = 2e-5
+VALUE_TOLERANCE = 5e-6
 """Largest error estimate of the third eigenvalue."""
 
 AMBIGUOUS_GAP = 1e-6
 """mu_3 - mu_2 up to which the two eigenvectors count as interchangeable."""
 
 _BLOCK = 2  # sees a double eigenvalue, and needs 40 % fewer products in total than a block of 4
-_FIRST_CHECK = 5  # passes; earlier a small residual may still belong to the third eigenvector
+_FIRST_CHECK = 10  # basis size; earlier a small residual may belong to the third eigenvector
 _BASIS = 48  # columns kept before the basis is compressed to the leading Ritz vectors
 _RESTART = 8
 _MAX_PASSES = 90
@@ -108,7 +108,7 @@ class Graph:
         self.edges = (~painted).astype(np.float64)
         self.nodes = self.edges if remove else np.ones_like(self.edges)
         self.size = int(self.nodes.sum())
-        self.neighbours = np.rint(self._times_b(np.ones((len(painted), 1)))[:, 0])
+        self.neighbours = np.rint(self._times_b(np.ones((1, len(painted))))[0])
         self.degrees = self.nodes * ((1 - EPS) * self.neighbours + EPS * self.size)
         self.scale = np.zeros_like(self.degrees)  # D^-1/2, zero outside the graph
         np.divide(1.0, np.sqrt(self.degrees), out=self.scale, where=self.nodes > 0)
@@ -117,22 +117,17 @@ class Graph:
 
     def _times_b(self, x: np.ndarray) -> np.ndarray:
         symv = blas.ssymv if self.lower.dtype == np.float32 else blas.dsymv
-        masked = (self.edges[:, None] * x).astype(self.lower.dtype)
-        products = [symv(1.0, self.lower, column, lower=1) for column in masked.T]
-        return self.edges[:, None] * np.stack(products, axis=1)
+        masked = (x * self.edges).astype(self.lower.dtype)
+        return np.stack([symv(1.0, self.lower, row, lower=1) for row in masked]) * self.edges
 
     def to_double(self) -> None:
         """Take all further products in float64, at twice the memory traffic."""
         self.lower = self.lower.astype(np.float64)
 
     def product(self, y: np.ndarray) -> np.ndarray:
-        """Multiply f64[n, k] with M = D^-1/2 A D^-1/2."""
-        x = self.scale[:, None] * y
-        return self.scale[:, None] * ((1 - EPS) * self._times_b(x) + EPS * x.sum(axis=0))
-
-    def deflate(self, y: np.ndarray) -> np.ndarray:
-        """Remove the trivial eigenvector D^1/2 1 from each column."""
-        return y - self.trivial[:, None] * (self.trivial @ y)
+        """Multiply the rows of f64[k, n] with M = D^-1/2 A D^-1/2."""
+        x = y * self.scale
+        return ((1 - EPS) * self._times_b(x) + EPS * x.sum(axis=1, keepdims=True)) * self.scale
 
 
 def solve(graph: Graph) -> Cut:
@@ -172,61 +167,66 @@ def _degenerate(graph: Graph) -> Cut | None:
 def _iterate(graph: Graph) -> tuple[np.ndarray, np.ndarray] | None:
     """Block Krylov iteration with restarts; None where it did not converge.
 
-    The products of all basis vectors are stored, so the residual below is a true one (not one
-    of the projected matrix) and costs no further product.
+    Vectors are rows. The products of all basis vectors are stored, so the residual below is a
+    true one (not one of the projected matrix) and costs no further product.
     """
     noise = np.random.default_rng(0)
-    start = noise.standard_normal((len(graph.nodes), _BLOCK))
-    start[:, 0] = graph.scale
-    basis = products = np.empty((len(graph.nodes), 0))
-    fresh, single = start, True
-    for step in range(_MAX_PASSES):
-        fresh = _orthonormal(graph, fresh, basis, noise)
-        image = graph.product(fresh)
-        basis, products = np.hstack([basis, fresh]), np.hstack([products, image])
-        fresh = image
-        if step + 1 < _FIRST_CHECK and basis.shape[1] < graph.size - 1 - _BLOCK:
+    capacity = min(_BASIS, graph.size - 2)
+    basis = np.empty((1 + capacity, len(graph.nodes)))  # row 0 is the trivial eigenvector
+    products = np.empty_like(basis)
+    basis[0], used, single = graph.trivial, 1, True
+    fresh = noise.standard_normal((_BLOCK, len(graph.nodes)))
+    fresh[0] = graph.scale
+    for _ in range(_MAX_PASSES):
+        new = slice(used, used + _BLOCK)
+        basis[new] = _orthonormal(fresh, basis[:used], graph.nodes, noise)
+        products[new] = fresh = graph.product(basis[new])
+        used += _BLOCK
+        if used <= _FIRST_CHECK:
             continue
-        projected = basis.T @ products
+        found, images = basis[1:used], products[1:used]
+        projected = found @ images.T
         theta, ritz = np.linalg.eigh((projected + projected.T) / 2)
-        theta, ritz = theta[::-1], ritz[:, ::-1]
-        leading, leading_image = basis @ ritz[:, :3], products @ ritz[:, :3]
-        residual = np.linalg.norm(leading_image - leading * theta[:3], axis=0)
+        theta, ritz = theta[::-1], ritz.T[::-1]
+        leading = ritz[:2] @ found
+        residual = np.linalg.norm(ritz[:2] @ images - theta[:2, None] * leading, axis=1)
         gap = theta[0] - theta[1]
         vector_done = residual[0] <= max(VECTOR_TOLERANCE * gap, 1e-13)
         # Error of a Ritz value: residual^2 / distance to the next, and never above the residual.
         value_done = residual[1] ** 2 <= VALUE_TOLERANCE * max(theta[1] - theta[2], residual[1])
         if vector_done and value_done:
-            return theta, leading[:, 0]
+            return theta[:2], leading[0]
         if single and value_done and residual[0] < _SINGLE_FLOOR:
             single = False  # the rest of the way is below float32's rounding
             graph.to_double()
-            fresh, basis, products = leading[:, :_BLOCK], basis[:, :0], products[:, :0]
-        elif basis.shape[1] + _BLOCK > min(_BASIS, graph.size - 1):
-            kept = ritz[:, :_RESTART]
-            basis, products = basis @ kept, products @ kept
-            fresh = (products - basis * theta[:_RESTART])[:, :_BLOCK]
+            fresh, used = leading, 1
+        elif used + _BLOCK > len(basis):
+            kept, used = ritz[:_RESTART], 1 + _RESTART
+            basis[1:used], products[1:used] = kept @ found, kept @ images
+            fresh = products[1:3] - theta[:2, None] * basis[1:3]
     return None
 
 
-def _orthonormal(graph: Graph, block, basis, noise: np.random.Generator) -> np.ndarray:
-    """Orthonormalise a block against the trivial vector and the basis.
+def _orthonormal(block, basis, nodes, noise: np.random.Generator) -> np.ndarray:
+    """Orthonormalise the rows of `block` against those of `basis` and each other.
 
-    A column that lies in their span (the Krylov space is exhausted, as on graphs with few
-    distinct rows) is replaced by noise.
+    A row that lies in their span (the Krylov space is exhausted, as on graphs with few distinct
+    patches) is replaced by noise.
     """
-    block = block / np.maximum(np.linalg.norm(block, axis=0), 1e-300)
-    block = graph.deflate(block)
-    block -= basis @ (basis.T @ block)
-    spent = np.linalg.norm(block, axis=0) < 1e-10
-    if spent.any():
-        block[:, spent] = noise.standard_normal((len(block), spent.sum()))
-        block *= graph.nodes[:, None]
-    for _ in range(2):  # twice is enough (Kahan)
-        block, _ = np.linalg.qr(block)
-        block = graph.deflate(block)
-        block -= basis @ (basis.T @ block)
-    return np.linalg.qr(block)[0]
+    rows = []
+    for row in block:
+        row = row / max(np.linalg.norm(row), 1e-300)
+        for _ in range(4):
+            for _ in range(2):  # twice is enough (Kahan)
+                row = row - (basis @ row) @ basis
+                for earlier in rows:
+                    row -= (earlier @ row) * earlier
+            length = np.linalg.norm(row)
+            if length > 1e-10:
+                break
+            row = noise.standard_normal(len(row)) * nodes
+        rows.append(row / length)
+    return np.stack(rows)
 
 
 def _dense(graph: Graph, fallback: bool) -> Cut:
