@@ -97,7 +97,9 @@ CRATE_ALPHA = (
     *_dense("conv1", "patch_embed", CONV),
     *_norm("transformer.layers.{i}.0.norm", "layers/{i}/attention_norm"),
     Row("transformer.layers.{i}.0.fn.qkv.weight", "layers/{i}/attention/subspace/kernel", LINEAR),
-    Row("transformer.layers.{i}.0.fn.to_out.0.weight", "layers/{i}/attention/output/kernel", LINEAR),
+    Row(
+        "transformer.layers.{i}.0.fn.to_out.0.weight", "layers/{i}/attention/output/kernel", LINEAR
+    ),
     *_norm("transformer.layers.{i}.1.norm", "layers/{i}/operator_norm"),
     Row("transformer.layers.{i}.1.fn.D", "layers/{i}/operator/dictionary"),
     Row("transformer.layers.{i}.1.fn.D1", "layers/{i}/operator/output_dictionary"),

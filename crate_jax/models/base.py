@@ -185,6 +185,5 @@ def _numbered(params: Any) -> Any:
     if not isinstance(params, Mapping):
         return params
     return {
-        int(k) if isinstance(k, str) and k.isdigit() else k: _numbered(v)
-        for k, v in params.items()
+        int(k) if isinstance(k, str) and k.isdigit() else k: _numbered(v) for k, v in params.items()
     }

@@ -85,10 +85,7 @@ class CrateMAE(Transformer):
         )
         self.norm = layers.layer_norm(c.dim, c.norm_epsilon, rngs)
         self.decoder = nnx.List(
-            [
-                layers.DecoderLayer(attention(), dtype=dtype, **norms)
-                for _ in range(c.decoder_depth)
-            ]
+            [layers.DecoderLayer(attention(), dtype=dtype, **norms) for _ in range(c.decoder_depth)]
         )
         self.decoder_norm = layers.layer_norm(c.dim, c.norm_epsilon, rngs)
         self.decoder_head = layers.linear(c.dim, patch_dim, **xavier, **init)

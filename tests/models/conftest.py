@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from crate_jax.convert import weights
+from crate_jax.models import base
 from crate_jax.models.crate import CrateConfig
 from crate_jax.models.crate_alpha import CrateAlphaConfig
 from crate_jax.models.crate_mae import CrateMAEConfig
@@ -40,11 +41,22 @@ class Case:
         self.params = weights.to_params(self.state, self.config, "pytorch")
         self.model = weights.build(self.params, self.config)
 
+    def __call__(self, images, **kwargs):
+        """A jitted call: eager ones compile every operation by itself."""
+        return run(self.model, images, **kwargs)
+
     def __getitem__(self, key):
         return self.arrays[key]
 
     def images(self, key="images"):
         return self.arrays[key].transpose(0, 2, 3, 1)
+
+
+def run(model, images, capture=False, **kwargs):
+    definition, params = base.split(model)
+    return jax.jit(lambda p, x, kw: base.merge(definition, p)(x, capture=capture, **kw))(
+        params, images, kwargs
+    )
 
 
 @pytest.fixture(scope="package")
@@ -64,3 +76,8 @@ def error():
     return lambda got, want: float(
         np.linalg.norm(np.asarray(got, np.float64) - want) / np.linalg.norm(want)
     )
+
+
+@pytest.fixture(scope="session", name="run")
+def _run():
+    return run
