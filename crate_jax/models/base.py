@@ -94,7 +94,12 @@ class ImageModelConfig:
 
 
 class Transformer(nnx.Module):
-    """The forward pass that the families share; they supply `embed`, `pool` and `classify`."""
+    """The forward pass that the families share; they supply `embed`, `pool` and `classify`.
+
+    `fixed` names the parameters that training must not change.
+    """
+
+    fixed: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: ImageModelConfig, *, dtype: layers.Dtype, remat: str = "none"):
         if remat not in layers.REMAT_POLICIES:
@@ -146,11 +151,15 @@ class Transformer(nnx.Module):
     def tokens(self, images: jax.Array) -> jax.Array:
         """[b, h, w, 3] -> [b, 1+n, d]: [CLS] and patches with their positions, before layer 1."""
         grid = layers.patch_grid(images.shape, self.config.patch_size)
-        x = self.embed(images)
+        return self.with_positions(self.embed(images), grid)
+
+    def with_positions(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
+        """Patch tokens [b, n, d] of a grid -> [b, 1+n, d] with [CLS] in front and positions added."""
         cls = jnp.broadcast_to(self.cls_token[...], (x.shape[0], 1, x.shape[-1]))
-        positions = resize_positions(
-            self.positions[...], self.config.grid, grid, self.config.positions
-        )
+        positions = self.positions[...]
+        if "positions" in self.fixed:
+            positions = jax.lax.stop_gradient(positions)
+        positions = resize_positions(positions, self.config.grid, grid, self.config.positions)
         return (jnp.concatenate([cls.astype(x.dtype), x], axis=1) + positions).astype(self.dtype)
 
 
@@ -165,5 +174,16 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any]]:
 
 
 def merge(definition: nnx.GraphDef, params: Mapping[str, Any]) -> nnx.Module:
-    """The reverse of `split`; cheap enough to be called inside a jitted function."""
-    return nnx.merge(definition, params)
+    """The reverse of `split`; cheap enough to be called inside a jitted function.
+
+    Layer numbers may be strings, as they are after a checkpoint was read without a template.
+    """
+    return nnx.merge(definition, _numbered(params))
+
+
+def _numbered(params: Any) -> Any:
+    if not isinstance(params, Mapping):
+        return params
+    return {
+        int(k) if isinstance(k, str) and k.isdigit() else k: _numbered(v) for k, v in params.items()
+    }

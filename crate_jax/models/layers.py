@@ -103,6 +103,7 @@ class MSSA(nnx.Module):
         dtype: Dtype = jnp.float32,
         output_bias: bool = True,
         kernel_init: Initializer = torch_kernel,
+        bias_init: Initializer | None = None,
     ):
         self.heads = heads
         self.subspace = linear(
@@ -118,6 +119,7 @@ class MSSA(nnx.Module):
                 dtype=dtype,
                 bias=output_bias,
                 kernel_init=kernel_init,
+                bias_init=bias_init,
             )
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -193,6 +195,41 @@ class ISTA(nnx.Module):
         return jax.nn.relu(step - threshold)
 
 
+class OvercompleteISTA(nnx.Module):
+    """Two steps of non-negative LASSO from zero in a d x 4d dictionary D (CRATE-alpha, 2405.20299).
+
+    With rows as tokens: z1 = relu(eta x D - eta lambda),
+    z2 = relu(z1 - eta (z1 D^T - x) D - eta lambda), and the output is z2 D1^T with D1 untied from D.
+    The skip around it belongs to the layer. D and D1 start uniform within sqrt(6 / d), as in the
+    authors' JAX code; their PyTorch class takes the fan-in from the other axis, sqrt(6 / 4d).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        step_size: float,
+        lambd: float,
+        rngs: nnx.Rngs,
+        dtype: Dtype = jnp.float32,
+        ratio: int = 4,
+    ):
+        self.step_size, self.lambd, self.dtype = step_size, lambd, dtype
+        shape = (dim, ratio * dim)
+        self.dictionary = nnx.Param(kaiming_uniform(rngs.params(), shape, jnp.float32))
+        self.output_dictionary = nnx.Param(kaiming_uniform(rngs.params(), shape, jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [b, tokens, d], normalised -> its reconstruction from sparse codes [b, tokens, d]."""
+        x = x.astype(self.dtype)
+        dictionary = self.dictionary[...].astype(self.dtype)
+        threshold = self.step_size * self.lambd
+        codes = jax.nn.relu(self.step_size * (x @ dictionary) - threshold)
+        gradient = (codes @ dictionary.T - x) @ dictionary
+        codes = jax.nn.relu(codes - self.step_size * gradient - threshold)
+        return codes @ self.output_dictionary[...].astype(self.dtype).T
+
+
 class MLP(nnx.Module):
     """Linear, erf GELU, Linear: the ViT's second operator, four times as wide inside."""
 
@@ -246,6 +283,36 @@ class Layer(nnx.Module):
         half = z + update
         out = self.operator(self.operator_norm(half))
         return (half + out if self.skip else out), query, key
+
+
+class DecoderLayer(nnx.Module):
+    """CRATE-MAE's decoder layer (2404.02446): a = LN(z) A^T, then z = a - MSSA(LN a).
+
+    It runs a CRATE layer backwards: A stands for the inverse of the sparsification, and the minus
+    sign undoes the compression. A starts kaiming-uniform, as D does.
+    """
+
+    def __init__(
+        self,
+        attention: nnx.Module,
+        *,
+        dim: int,
+        epsilon: float,
+        rngs: nnx.Rngs,
+        dtype: Dtype = jnp.float32,
+    ):
+        self.operator_norm = layer_norm(dim, epsilon, rngs)
+        self.operator = linear(
+            dim, dim, rngs=rngs, dtype=dtype, bias=False, kernel_init=kaiming_uniform
+        )
+        self.attention_norm = layer_norm(dim, epsilon, rngs)
+        self.attention = attention
+
+    def __call__(self, z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """z [b, tokens, d] -> (next z, query, key)."""
+        a = self.operator(self.operator_norm(z))
+        update, query, key = self.attention(self.attention_norm(a))
+        return a - update, query, key
 
 
 REMAT_POLICIES: dict[str, Callable | None] = {

@@ -76,3 +76,25 @@ def resize_positions(
     patches = jnp.einsum("ir,jc,rcd->ijd", *matrices, patches, precision=jax.lax.Precision.HIGHEST)
     patches = patches.reshape(1, math.prod(target), positions.shape[-1])
     return jnp.concatenate([cls, patches.astype(positions.dtype)], axis=1)
+
+
+def sincos_positions(grid: tuple[int, int], dim: int) -> np.ndarray:
+    """The fixed sine-cosine positions of MAE, f32[1, 1 + rows * columns, dim], zero for [CLS].
+
+    Channels are four quarters: sin and cos of the column index, then sin and cos of the row index,
+    at dim / 4 frequencies 10000^(-k / (dim / 4)) (the column goes first, as in the public code of
+    MAE and CRATE-MAE, which names it the height). Computed in float64 and rounded once.
+
+    Raises:
+        ValueError: unless dim is a multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"sine-cosine positions: expected dim to be a multiple of 4, got {dim}")
+    omega = 10000.0 ** -(np.arange(dim // 4) / (dim / 4))
+    row, column = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
+    quarters = []
+    for index in (column, row):
+        angle = index.reshape(-1, 1) * omega
+        quarters += [np.sin(angle), np.cos(angle)]
+    patches = np.concatenate(quarters, axis=1)
+    return np.concatenate([np.zeros((1, dim)), patches]).astype(np.float32)[None]

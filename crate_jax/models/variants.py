@@ -3,6 +3,7 @@
 "S" is 576 wide in 2306.01129 (patch 16) and 384 wide in 2308.16271 (patch 8): two networks.
 """
 
+import dataclasses
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -14,10 +15,14 @@ from flax import nnx
 from crate_jax.models import layers
 from crate_jax.models.base import ImageModelConfig, Transformer
 from crate_jax.models.crate import Crate, CrateConfig
+from crate_jax.models.crate_alpha import CrateAlpha, CrateAlphaConfig
+from crate_jax.models.crate_mae import CrateMAE, CrateMAEConfig
 from crate_jax.models.vit import ViT, ViTConfig
 
 FAMILIES: dict[str, tuple[type[ImageModelConfig], type[nnx.Module]]] = {
     "crate": (CrateConfig, Crate),
+    "crate_alpha": (CrateAlphaConfig, CrateAlpha),
+    "crate_mae": (CrateMAEConfig, CrateMAE),
     "vit": (ViTConfig, ViT),
 }
 
@@ -37,10 +42,40 @@ def _table() -> dict[str, ImageModelConfig]:
         table[f"crate-{size}8"] = CrateConfig(
             dim=dim, heads=heads, depth=12, patch_size=8, classes=21841
         )
+    # The authors' ImageNet-21k definitions: one class more than the paper counts.
+    for size in ("s", "b"):
+        table[f"crate-{size}8-21k"] = dataclasses.replace(table[f"crate-{size}8"], classes=21842)
     # The released demo weights: B/8's backbone with 6 heads of 128, and a double head.
     table["crate-demo"] = CrateConfig(
         dim=768, heads=6, depth=12, patch_size=8, classes=21842, head_hidden=768
     )
+    # The ablations of 2308.16271, all of size S/8.
+    for name, fields in (
+        ("mlp", {"nonlinearity": "mlp"}),
+        ("mhsa", {"attention": "mhsa"}),
+        ("sth", {"nonlinearity": "ista-soft-threshold"}),
+    ):
+        table[f"crate-{name}-s8"] = dataclasses.replace(table["crate-s8"], **fields)
+    # 2405.20299.
+    for size, dim, heads, depth, patches in (
+        ("b", 768, 12, 12, (32, 16, 8)),
+        ("l", 1024, 16, 24, (32, 14, 8)),
+        ("h", 1280, 16, 32, (14,)),
+    ):
+        for patch in patches:
+            table[f"crate-alpha-{size}{patch}"] = CrateAlphaConfig(
+                dim=dim, heads=heads, depth=depth, patch_size=patch
+            )
+    # 2404.02446.
+    for size, dim, heads, depth in (
+        ("t", 384, 6, 12),
+        ("s", 576, 12, 12),
+        ("b", 768, 12, 12),
+        ("l", 1024, 16, 24),
+    ):
+        table[f"crate-mae-{size}16"] = CrateMAEConfig(
+            dim=dim, heads=heads, depth=depth, decoder_depth=depth, patch_size=16
+        )
     for size, dim, heads, depth in (
         ("t", 192, 3, 12),
         ("s", 384, 6, 12),
@@ -52,12 +87,11 @@ def _table() -> dict[str, ImageModelConfig]:
                 dim=dim, heads=heads, depth=depth, patch_size=patch
             )
     # For tests: seconds on a CPU.
-    table["crate-testing"] = CrateConfig(
-        image_size=32, patch_size=8, dim=24, heads=3, depth=2, classes=10
-    )
-    table["vit-testing"] = ViTConfig(
-        image_size=32, patch_size=8, dim=24, heads=3, depth=2, classes=10
-    )
+    tiny = {"image_size": 32, "patch_size": 8, "dim": 24, "heads": 3, "depth": 2}
+    table["crate-testing"] = CrateConfig(**tiny, classes=10)
+    table["crate-alpha-testing"] = CrateAlphaConfig(**tiny, classes=10)
+    table["crate-mae-testing"] = CrateMAEConfig(**tiny, decoder_depth=2)
+    table["vit-testing"] = ViTConfig(**tiny, classes=10)
     return table
 
 
@@ -107,9 +141,19 @@ def build(
     return model(config, rngs=nnx.Rngs(params=key), dtype=dtype, remat=remat)
 
 
-def abstract(config: ImageModelConfig, **options: Any) -> Transformer:
-    """A network whose parameters are shapes without values; `options` as for `build`."""
-    return nnx.eval_shape(lambda: build(config, **options))
+class _OneKey:
+    """Stands in for `nnx.Rngs` where no number is drawn: counting keys is most of tracing's cost."""
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)
+
+
+def abstract(
+    config: ImageModelConfig, *, dtype: layers.Dtype = jnp.float32, remat: str = "none"
+) -> Transformer:
+    """The network with shapes in place of weights: `base.split` it, `base.merge` with weights."""
+    model = FAMILIES[config.family][1]
+    return nnx.eval_shape(lambda: model(config, rngs=_OneKey(), dtype=dtype, remat=remat))
 
 
 def count_parameters(config: ImageModelConfig) -> int:

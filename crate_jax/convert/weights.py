@@ -1,0 +1,123 @@
+"""Between a file's tensors and a network's parameters; every problem is collected first."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from crate_jax.convert import names
+from crate_jax.models import base, variants
+from crate_jax.models.base import ImageModelConfig, Transformer
+from crate_jax.models.positions import sincos_positions
+
+# In the authors' CRATE-MAE class but used by nothing; `strict=True` wants them all the same.
+UNUSED = {"crate_mae": ("pos_embed", "decoder_embed.weight", "decoder_embed.bias")}
+_LISTED = 8
+
+
+def shapes(config: ImageModelConfig) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every parameter of a network."""
+    _, params = base.split(variants.abstract(config))
+    return {path: leaf.shape for path, leaf in names.flatten(params)}
+
+
+def listed(items: Iterable[str]) -> str:
+    """The first few of many, and how many more."""
+    items = list(items)
+    more = f", ... {len(items) - _LISTED} more" if len(items) > _LISTED else ""
+    return ", ".join(items[:_LISTED]) + more
+
+
+def to_params(
+    state: Mapping[str, np.ndarray], config: ImageModelConfig, naming: str
+) -> dict[str, np.ndarray]:
+    """A file's tensors, by their name there, as our parameters by path; dtypes are kept.
+
+    Raises:
+        ValueError: names every missing, unexpected, misshaped and non-floating tensor at once.
+    """
+    wanted = names.expected(config, naming, shapes(config))
+    unused = UNUSED.get(config.family, ())
+    problems = []
+    if missing := [name for name in wanted if name not in state]:
+        problems.append(f"{len(missing)} missing: {listed(missing)}")
+    if extra := [name for name in state if name not in wanted and name not in unused]:
+        problems.append(f"{len(extra)} unexpected: {listed(extra)}")
+    misshaped = [
+        f"{name} (expected {tensor.shape}, got {state[name].shape})"
+        for name, tensor in wanted.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if misshaped:
+        problems.append(f"{len(misshaped)} misshaped: {listed(misshaped)}")
+    integers = [
+        f"{name} ({state[name].dtype})"
+        for name in wanted
+        if name in state and not jnp.issubdtype(state[name].dtype, jnp.floating)
+    ]
+    if integers:
+        problems.append(f"{len(integers)} not floating-point: {listed(integers)}")
+    if problems:
+        raise ValueError(
+            f"tensors do not fit {describe(config)}:\n  " + "\n  ".join(problems) + "\n"
+            "nothing was loaded; check the declaration and the file (`--inspect`)"
+            + (
+                ", or leave the head out with drop_head (--drop-head)"
+                if any("head" in problem for problem in problems)
+                else ""
+            )
+        )
+    return {t.ours: t.layout.ours(state[name], config) for name, t in wanted.items()}
+
+
+def to_state(
+    params: Mapping[str, np.ndarray],
+    config: ImageModelConfig,
+    naming: str,
+    unused: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """The reverse of `to_params`, contiguous.
+
+    Args:
+        params: our parameters by path.
+        config: the network's.
+        naming: `"pytorch"` or `"flax"`.
+        unused: tensors that the file the weights came from had and nothing uses. Where CRATE-MAE's
+            are absent, its fixed positions and zeros stand in, since `strict=True` wants them.
+    """
+    wanted = names.expected(config, naming, {path: x.shape for path, x in params.items()})
+    state = {
+        name: np.ascontiguousarray(tensor.layout.theirs(np.asarray(params[tensor.ours]), config))
+        for name, tensor in wanted.items()
+    }
+    if config.family == "crate_mae":
+        dtype = state["cls_token"].dtype
+        state |= {
+            "pos_embed": sincos_positions(config.grid, config.dim).astype(dtype),
+            "decoder_embed.weight": np.zeros((config.dim, config.dim), dtype),
+            "decoder_embed.bias": np.zeros(config.dim, dtype),
+        }
+    return state | dict(unused or {})
+
+
+def build(params: Mapping[str, Any], config: ImageModelConfig, dtype: Any = None) -> Transformer:
+    """A network with these parameters, in float32."""
+    definition, _ = base.split(variants.abstract(config, dtype=dtype or jnp.float32))
+    weights = {path: jnp.asarray(x, jnp.float32) for path, x in params.items()}
+    return base.merge(definition, names.unflatten(weights))
+
+
+def describe(config: ImageModelConfig) -> str:
+    """A network in a few words."""
+    named = [
+        name
+        for name, known in variants.VARIANTS.items()
+        if (known.family, known.dim, known.depth, known.patch_size, known.heads)
+        == (config.family, config.dim, config.depth, config.patch_size, config.heads)
+    ]
+    text = (
+        f"{config.family} of width {config.dim}, depth {config.depth}, patch {config.patch_size}, "
+        f"{config.heads} head{'s' * (config.heads != 1)}, {config.classes or 'no'} classes"
+    )
+    return text + (f" (the size of {', '.join(named)})" if named else "")

@@ -1,0 +1,223 @@
+"""What every family does alike, on tiny networks: sizes, capture, precision, pooling, faults."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crate_jax.models import base, layers, variants
+
+TESTING = ("crate-testing", "crate-alpha-testing", "crate-mae-testing", "vit-testing")
+
+
+def images(height=32, width=32, batch=2):
+    return jax.random.normal(jax.random.key(1), (batch, height, width, 3))
+
+
+@pytest.mark.parametrize("name", TESTING)
+def test_shapes_and_capture(name, run):
+    config = variants.VARIANTS[name]
+    model = variants.build(config, 0)
+    logits, out = run(model, images(24, 40), capture=True)
+    assert logits.shape == (2, config.classes or config.dim)
+    assert out["features"].shape == (2, 24)
+    assert out["query"].shape == out["key"].shape == (2, 2, 1 + 3 * 5, 3, 8)
+    assert out["tokens"].shape == (2, 2, 1 + 3 * 5, 24)
+    assert all(x.dtype == jnp.float32 for x in (logits, *out.values()))
+    _, picked = run(model, images(24, 40), capture=(-1, 0))
+    for key in ("query", "key", "tokens"):
+        np.testing.assert_allclose(picked[key], out[key][::-1], rtol=1e-5, atol=1e-5)
+    _, none = run(model, images(24, 40))
+    assert set(none) == {"features"}
+
+
+def test_query_is_key_for_mssa_only():
+    _, out = variants.build(variants.VARIANTS["crate-testing"], 0)(images(), capture=True)
+    assert out["query"] is out["key"]
+    _, out = variants.build(variants.VARIANTS["vit-testing"], 0)(images(), capture=True)
+    assert not np.array_equal(out["query"], out["key"])
+
+
+def plain_crate(params, x, heads, patch=8, eps=1e-5, eta=0.1, lambd=0.1):
+    """CRATE in NumPy, float64, from PROTOCOLS section 1; images f[h, w, 3] -> tokens per layer."""
+
+    def norm(z, p):
+        mean, var = z.mean(-1, keepdims=True), z.var(-1, keepdims=True)
+        return (z - mean) / np.sqrt(var + eps) * p["scale"] + p["bias"]
+
+    h, w, _ = x.shape
+    rows = []
+    for r in range(0, h, patch):
+        for c in range(0, w, patch):
+            rows.append(x[r : r + patch, c : c + patch].reshape(-1))
+    z = norm(np.array(rows), params["patch_norm"])
+    z = z @ params["patch_embed"]["kernel"] + params["patch_embed"]["bias"]
+    z = norm(z, params["embed_norm"])
+    z = np.concatenate([params["cls_token"][0], z]) + params["positions"][0]
+    tokens = []
+    for i in range(len(params["layers"])):
+        layer = params["layers"][i]
+        w_all = norm(z, layer["attention_norm"]) @ layer["attention"]["subspace"]["kernel"]
+        parts = []
+        for w_k in np.split(w_all, heads, axis=1):
+            scores = np.exp(w_k @ w_k.T / np.sqrt(w_k.shape[1]))
+            parts.append(scores / scores.sum(1, keepdims=True) @ w_k)
+        update = np.concatenate(parts, axis=1)
+        if "output" in layer["attention"]:
+            out = layer["attention"]["output"]
+            update = update @ out["kernel"] + out["bias"]
+        y = norm(z + update, layer["operator_norm"])
+        dictionary = layer["operator"]["dictionary"]
+        z = np.maximum(y + eta * (y @ dictionary - y @ dictionary.T @ dictionary) - eta * lambd, 0)
+        tokens.append(z)
+    return np.array(tokens)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 6])
+def test_crate_equals_plain_numpy(heads, run, error):
+    """Independent of the reference cases: one head without output map, non-square images."""
+    config = variants.config("crate-testing", heads=heads, image_size=(16, 40), depth=3)
+    model = variants.build(config, 3)
+    _, params = base.split(model)
+    assert ("output" in params["layers"][0]["attention"]) == (heads != 1)
+    x = images(16, 40, batch=1)
+    _, out = run(model, x, capture=True)
+    plain = plain_crate(
+        jax.tree.map(lambda a: np.asarray(a, np.float64), params), np.asarray(x[0], float), heads
+    )
+    assert error(out["tokens"][:, 0], plain) < 1e-5
+
+
+@pytest.mark.parametrize("name", TESTING)
+def test_mean_pooling(name, run, error):
+    config = dataclasses.replace(variants.VARIANTS[name], pool="mean")
+    model = variants.build(config, 0)
+    _, out = run(model, images(), capture=-1)
+    tokens = out["tokens"][0]
+    if name == "vit-testing":  # LN of the mean over patches
+        expected = model.norm(tokens[:, 1:].mean(1))
+    elif name == "crate-mae-testing":
+        expected = model.norm(tokens).mean(1)
+    else:  # the mean over all tokens, before the head's LN
+        expected = tokens.mean(1)
+    assert error(out["features"], expected) < 1e-5
+
+
+@pytest.mark.parametrize("name", TESTING)
+def test_bfloat16_keeps_parameters_in_float32(name, run, error):
+    config = variants.VARIANTS[name]
+    exact, _ = run(variants.build(config, 0), images())
+    model = variants.build(config, 0, dtype=jnp.bfloat16)
+    _, params = base.split(model)
+    assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    rounded, _ = run(model, images())
+    assert rounded.dtype == jnp.float32
+    assert 0 < error(rounded, exact) < 0.1
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_remat_changes_no_gradient(remat, error):
+    config = variants.VARIANTS["crate-testing"]
+
+    def gradient(model):
+        definition, params = base.split(model)
+        return jax.jit(jax.grad(lambda p: (base.merge(definition, p)(images())[0] ** 2).sum()))(
+            params
+        )
+
+    plain = gradient(variants.build(config, 0))
+    again = gradient(variants.build(config, 0, remat=remat))
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(plain), strict=True):
+        assert error(a, b) < 1e-4
+
+
+def test_long_sequences_are_attended_in_blocks(error):
+    key = jax.random.key(0)
+    q, k, v = (jax.random.normal(k, (1, 1100, 2, 4)) for k in jax.random.split(key, 3))
+    scores = np.einsum("bihd,bjhd->bhij", q, k) / 2
+    maps = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    assert error(layers.attend(q, k, v), np.einsum("bhij,bjhd->bihd", maps, v)) < 1e-5
+
+
+@pytest.mark.parametrize("nonlinearity", ["ista", "ista-soft-threshold"])
+def test_ista_against_three_products(nonlinearity, error):
+    """The public code multiplies three times; ours twice."""
+    from flax import nnx
+
+    soft = nonlinearity != "ista"
+    ista = layers.ISTA(12, step_size=0.1, lambd=0.7, soft=soft, rngs=nnx.Rngs(0))
+    y = jax.random.normal(jax.random.key(1), (2, 5, 12))
+    d = np.asarray(ista.dictionary[...], np.float64)
+    step = y + 0.1 * (y @ d - (y @ d.T) @ d)
+    if soft:
+        expected = np.sign(step) * np.maximum(np.abs(step) - 0.07, 0)
+        assert (np.asarray(ista(y)) < 0).any()
+    else:
+        expected = np.maximum(step - 0.07, 0)
+    assert error(ista(y), expected) < 1e-5
+
+
+def test_crate_mlp_skip_is_an_option(run):
+    with_skip = variants.config("crate-testing", nonlinearity="mlp")
+    without = dataclasses.replace(with_skip, mlp_skip=False)
+    a, _ = run(variants.build(with_skip, 0), images())
+    b, _ = run(variants.build(without, 0), images())
+    assert not np.allclose(a, b)
+
+
+def test_merge_reads_string_layer_numbers():
+    """Checkpoint libraries turn dictionary keys into strings."""
+    model = variants.build(variants.config("crate-testing", depth=11), 0)
+    definition, params = base.split(model)
+    params["layers"] = {str(i): layer for i, layer in params["layers"].items()}
+    again = base.split(base.merge(definition, params))[1]
+    np.testing.assert_array_equal(
+        again["layers"][10]["operator"]["dictionary"],
+        params["layers"]["10"]["operator"]["dictionary"],
+    )
+
+
+def test_preprocess():
+    model = variants.build(variants.VARIANTS["crate-testing"], 0)
+    white = np.full((1, 32, 32, 3), 255, np.uint8)
+    expected = (1 - np.array(base.IMAGENET_MEAN)) / np.array(base.IMAGENET_STD)
+    np.testing.assert_allclose(model.preprocess(white)[0, 0, 0], expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="expected uint8"):
+        model.preprocess(np.zeros((1, 32, 32, 3), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("shape", "capture", "message"),
+    [
+        ((1, 30, 32, 3), False, "multiples of the patch size 8, got 30 x 32; resize or crop to 32"),
+        ((1, 3, 32, 32), False, r"expected \[batch, height, width, 3\]"),
+        ((32, 32, 3), False, r"expected \[batch, height, width, 3\]"),
+        ((1, 32, 32, 3), 2, r"expected layers within \[-2, 1\]"),
+        ((1, 32, 32, 3), (0, -3), "depth 2, got -3"),
+    ],
+)
+def test_faults_of_calls_are_named(shape, capture, message):
+    model = variants.build(variants.VARIANTS["crate-testing"], 0)
+    with pytest.raises(ValueError, match=message):
+        model(jnp.zeros(shape), capture=capture)
+
+
+def test_mae_faults_and_mask():
+    model = variants.build(variants.VARIANTS["crate-mae-testing"], 0)
+    with pytest.raises(ValueError, match="expected one number for each patch"):
+        model(images(), mask_noise=jnp.zeros((2, 15)))
+    noise = jax.random.uniform(jax.random.key(0), (2, 15))
+    pred, out = model(images(24, 40), mask_noise=noise)
+    assert pred.shape == (2, 15, 192)
+    kept = int(15 * 0.25)
+    np.testing.assert_array_equal(out["mask"].sum(1), 15 - kept)
+    np.testing.assert_array_equal(
+        np.sort(np.argsort(noise, axis=1)[:, :kept], axis=1),
+        np.array([np.flatnonzero(m == 0) for m in out["mask"]]),
+    )
+    # Hidden pixels cannot be seen: the prediction does not change with them.
+    patches = layers.patchify(images(24, 40), 8) * (1 - out["mask"][..., None])
+    hidden = patches.reshape(2, 3, 5, 8, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 24, 40, 3)
+    np.testing.assert_allclose(model(hidden, mask_noise=noise)[0], pred, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,118 @@
+"""Every named size: exact parameter counts, and that none is missing from the table."""
+
+import json
+
+import jax
+import pytest
+
+from crate_jax.models import base, variants
+
+# Weights, biases, norms, [CLS] and positions. Those of PROTOCOLS section 1 equal the papers'.
+PARAMETERS = {
+    "crate-t16": 6_090_856,
+    "crate-s16": 13_116_328,
+    "crate-b16": 22_796_008,
+    "crate-l16": 77_641_192,
+    "crate-t8": 5_743_057,
+    "crate-s8": 14_118_097,
+    "crate-b8": 38_830_801,
+    "crate-s8-21k": 14_118_482,
+    "crate-b8-21k": 38_831_570,
+    "crate-demo": 39_422_162,
+    "crate-mlp-s8": 26_527_441,
+    "crate-mhsa-s8": 17_657_041,
+    "crate-sth-s8": 14_118_097,
+    "crate-alpha-b32": 73_985_512,
+    "crate-alpha-b16": 72_328_936,
+    "crate-alpha-b8": 72_338_152,
+    "crate-alpha-l32": 255_982_568,
+    "crate-alpha-l14": 253_650_920,
+    "crate-alpha-l8": 253_786_088,
+    "crate-alpha-h14": 526_819_560,
+    "crate-mae-t16": 11_331_840,
+    "crate-mae-s16": 24_960_000,
+    "crate-mae-b16": 43_896_576,
+    "crate-mae-l16": 153_023_232,
+    "vit-t8": 5_719_720,
+    "vit-t14": 5_694_376,
+    "vit-t16": 5_717_416,
+    "vit-t32": 6_131_560,
+    "vit-s8": 22_055_272,
+    "vit-s14": 22_004_584,
+    "vit-s16": 22_050_664,
+    "vit-s32": 22_878_952,
+    "vit-b8": 86_576_872,
+    "vit-b14": 86_475_496,
+    "vit-b16": 86_567_656,
+    "vit-b32": 88_224_232,
+    "vit-l8": 304_338_920,
+    "vit-l14": 304_203_752,
+    "vit-l16": 304_326_632,
+    "vit-l32": 306_535_400,
+    "crate-testing": 9_490,
+    "crate-alpha-testing": 17_074,
+    "crate-mae-testing": 17_376,
+    "vit-testing": 19_810,
+}
+
+
+def test_no_variant_is_missing_from_the_table():
+    assert set(PARAMETERS) == set(variants.VARIANTS)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_count(name):
+    assert variants.count_parameters(variants.VARIANTS[name]) == PARAMETERS[name]
+
+
+def by_hand(d, patch, depth, classes):
+    """CRATE's parameters, counted from PROTOCOLS section 1."""
+    p, n = 3 * patch**2, (224 // patch) ** 2
+    embed = 2 * p + (p * d + d) + 2 * d + d + (1 + n) * d
+    layer = 2 * d + d * d + (d * d + d) + 2 * d + d * d
+    return embed + depth * layer + 2 * d + d * classes + classes
+
+
+@pytest.mark.parametrize("name", ["crate-t16", "crate-l16", "crate-s8", "crate-b8"])
+def test_parameter_count_by_hand(name):
+    c = variants.VARIANTS[name]
+    assert by_hand(c.dim, c.patch_size, c.depth, c.classes) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", [n for n in PARAMETERS if n.endswith("testing")])
+def test_abstract_network_is_the_built_one(name):
+    config = variants.VARIANTS[name]
+    definition, params = base.split(variants.build(config, 0))
+    abstract_definition, abstract = base.split(variants.abstract(config))
+    assert definition == abstract_definition
+    shapes = jax.tree.map(lambda x: x.shape, params)
+    assert shapes == jax.tree.map(lambda x: x.shape, abstract)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_config_survives_json(name):
+    config = variants.VARIANTS[name]
+    assert variants.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_overrides():
+    config = variants.config("crate-b8", heads=6, classes=10)
+    assert (config.heads, config.head_dim, config.classes) == (6, 128, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("crate-b12", {}, "expected one of crate-t16"),
+        ("crate-b16", {"depht": 3}, "unknown model fields depht"),
+        ("crate-b16", {"heads": 7}, "expected a divisor of dim 768, got 7"),
+        ("crate-b16", {"image_size": 225}, "expected multiples of patch_size 16"),
+        ("crate-b16", {"pool": "max"}, "expected one of cls, mean"),
+        ("crate-b16", {"attention": "msa"}, "expected one of mssa, mhsa"),
+        ("crate-mae-b16", {"classes": 10}, "has no head"),
+        ("crate-mae-b16", {"mask_ratio": 1.0}, "expected 0 < mask_ratio < 1"),
+    ],
+)
+def test_faults_are_named(name, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        variants.config(name, **overrides)
