@@ -59,6 +59,7 @@ def default() -> ml_collections.ConfigDict:
     c.evaluation = ml_collections.ConfigDict(type_safe=False)
     c.evaluation.batch_size = 256
     c.evaluation.cls_iou = True  # score [CLS] attention where the data has masks
+    c.evaluation.capture_images = 2000  # held-out images on which the layers are measured
     c.evaluation.keep = 0.6  # of mass or area, by which the rules threshold a map
     c.evaluation.report_images = 12  # held-out images shown in the report
     return c
@@ -226,6 +227,18 @@ def choices(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}{hint}")
 
 
+def plain(config: Any) -> dict[str, Any]:
+    """A config as JSON has it: sections as dictionaries, tuples as lists."""
+    return {
+        key: plain(value)
+        if hasattr(value, "items")
+        else list(value)
+        if isinstance(value, tuple)
+        else value
+        for key, value in config.items()
+    }
+
+
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """{"optimizer.name": "lion", ...}."""
     flat = {}
@@ -233,13 +246,13 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         if hasattr(value, "items"):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+            flat[prefix + key] = value
     return flat
 
 
 def differences(old: Any, new: Any) -> list[str]:
     """Lines "key: old -> new" for the keys that make two configs different runs."""
-    old, new = flatten(old), flatten(new)
+    old, new = flatten(plain(old)), flatten(plain(new))
     absent = "(absent)"
     return [
         f"{key}: {old.get(key, absent)!r} -> {new.get(key, absent)!r}"

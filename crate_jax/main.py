@@ -1,9 +1,9 @@
 """Train, or evaluate what was trained.
 
-    python -m crate_jax.main --config=configs/scenes_tiny.py --workdir=runs/scenes_tiny
-    python -m crate_jax.main --config=configs/imagenet_b.py --workdir=DIR --config.data.root=IMAGENET
-    python -m crate_jax.main --config=FILE.py:ARG --workdir=DIR --config.optimizer.learning_rate=3e-4
-    python -m crate_jax.main --config=configs/scenes_tiny.py --workdir=runs/scenes_tiny --mode=eval
+    python -m crate_jax.main --config=configs/scenes_tiny.py --workdir=DIR
+    python -m crate_jax.main --config=configs/imagenet_b.py --workdir=DIR --config.data.root=IMAGES
+    python -m crate_jax.main --config=FILE.py:ARGUMENT --workdir=DIR --config.batch_size=128
+    python -m crate_jax.main --config=configs/scenes_tiny.py --workdir=DIR --mode=eval
 
 Run the same command again to resume. A configs/NAME.py that is not in the current directory is
 taken from the package.

@@ -7,10 +7,11 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from crate_jax.data.loader import Source, Transform, eval_batches, train_iterator
+from crate_jax.data.loader import Source, TrainIterator, Transform, eval_batches, train_iterator
 
 __all__ = [
     "Source",
+    "TrainIterator",
     "Transform",
     "default_config",
     "eval_batches",

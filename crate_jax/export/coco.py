@@ -92,7 +92,9 @@ def dataset(images: Iterable[dict], found: Iterable[dict]) -> dict:
     by_id = {}
     for image in images:
         if missing := [key for key in ("id", "height", "width") if key not in image]:
-            raise ValueError(f"expected id, height and width; got an image without {missing}: {image}")
+            raise ValueError(
+                f"expected id, height and width; got an image without {missing}: {image}"
+            )
         if image["id"] in by_id:
             raise ValueError(f"expected image ids to be unique; {image['id']!r} comes twice")
         by_id[image["id"]] = dict(image)

@@ -223,9 +223,7 @@ def _example(example: Mapping) -> dict:
     if maps.ndim != 4 or 0 in maps.shape:
         raise ValueError(f"expected maps f[layers, heads, rows, columns]; got {maps.shape}")
     if mask is not None and mask.shape != image.shape[:2]:
-        raise ValueError(
-            f"expected a mask of the image's size {image.shape[:2]}; got {mask.shape}"
-        )
+        raise ValueError(f"expected a mask of the image's size {image.shape[:2]}; got {mask.shape}")
     numbers = list(example.get("layers") or range(1, len(maps) + 1))
     if len(numbers) != len(maps):
         raise ValueError(f"expected a number for each of {len(maps)} layers; got {numbers}")

@@ -76,9 +76,7 @@ class Checkpoints:
         """The complete steps, oldest first."""
         return complete_steps(self.workdir)
 
-    def save(
-        self, step: int, params: Any, training: Any, position: dict, metadata: dict
-    ) -> None:
+    def save(self, step: int, params: Any, training: Any, position: dict, metadata: dict) -> None:
         """Starts saving a step; returns once the arrays have left the device.
 
         Raises:

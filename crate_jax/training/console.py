@@ -39,8 +39,8 @@ def model_line(config: ImageModelConfig, params: Any, flops: float, dtype: str) 
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     size = " x ".join(str(side) for side in config.image_size)
     return (
-        f"model     {config.family}, {size} px in patches of {config.patch_size}, dim {config.dim}, "
-        f"depth {config.depth}, heads {config.heads}, {count:,} parameters, {dtype}, "
+        f"model     {config.family}, {size} px in patches of {config.patch_size}, "
+        f"dim {config.dim}, depth {config.depth}, heads {config.heads}, {count:,} parameters, {dtype}, "
         f"{flops / 1e9:.3g} GFLOP an image and step"
     )
 
@@ -52,12 +52,12 @@ def dry_run_text(compiled: jax.stages.Compiled, plan: Durations, directory: Any)
     if memory is not None:
         held, work = memory.argument_size_in_bytes, memory.temp_size_in_bytes
         lines.append(
-            f"memory    {(held + work) / 2**30:.2f} GiB a device: {held / 2**30:.2f} state and batch, "
-            f"{work / 2**30:.2f} at work"
+            f"memory    {(held + work) / 2**30:.2f} GiB a device: {held / 2**30:.2f} state and "
+            f"batch, {work / 2**30:.2f} at work"
         )
     lines += [
         f"every     log {plan.log}, evaluate {plan.evaluate}, checkpoint {plan.checkpoint} steps",
-        f"would write to {directory}: config.json, metrics.jsonl, checkpoints/, tensorboard/, report/",
+        f"writes to {directory}: config.json, metrics.jsonl, checkpoints/, tensorboard/, report/",
         "dry run: nothing was written",
     ]
     return "\n".join(lines)
@@ -76,7 +76,13 @@ class Stopwatch:
     """
 
     def __init__(
-        self, start: int, total: int, batch_size: int, flops: float, peak: float | None, devices: int
+        self,
+        start: int,
+        total: int,
+        batch_size: int,
+        flops: float,
+        peak: float | None,
+        devices: int,
     ):
         self.total, self.batch_size = total, batch_size
         self.flops, self.peak = flops, (peak or math.nan) * devices
@@ -152,7 +158,9 @@ def evaluation_line(step: int, values: Mapping[str, float]) -> str:
         layer, iou = best
         parts.append(f"[CLS] IoU {iou:.3f} ({layer}, best head, mass rule)")
         if (random := values.get(f"val/cls_iou_random/mass/best/{layer}")) is not None:
-            parts.append(f"random weights {random:.3f}  all ones {values['val/cls_iou_all_ones']:.3f}")
+            parts.append(
+                f"random weights {random:.3f}  all ones {values['val/cls_iou_all_ones']:.3f}"
+            )
     return "  ".join(parts)
 
 
@@ -170,7 +178,7 @@ def print_evaluation(values: Mapping[str, Any]) -> None:
     """The figures of an evaluation as tables."""
     if jax.process_index():
         return
-    console = rich.console.Console(file=sys.stdout, width=None if sys.stdout.isatty() else 100)
+    console = rich.console.Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120)
     summary = rich.table.Table("held out", "", box=rich.box.SIMPLE_HEAD)
     for name, digits in (
         ("val/images", 0),

@@ -59,7 +59,8 @@ def train(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -> i
     options = {"dtype": config.dtype, "remat": config.remat}
     definition, _ = base.split(variants.abstract(model_config, **options))
     rate = optim.schedule(config.optimizer, plan.warmup, plan.total)
-    optimizer = optim.optimizer(config.optimizer, rate)
+    fixed = variants.FAMILIES[config.model.family][1].fixed
+    optimizer = optim.optimizer(config.optimizer, rate, fixed)
     objective = steps.objective(config)
 
     def init(key):

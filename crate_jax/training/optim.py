@@ -33,15 +33,20 @@ def schedule(c: ml_collections.ConfigDict, warmup: int, total: int) -> optax.Sch
     if warmup >= total:
         after = optax.constant_schedule(end)
     # Step 0 trains already: the first of w warm-up steps takes 1/w of the peak.
-    up = optax.linear_schedule(c.learning_rate / max(1, warmup), c.learning_rate, max(1, warmup - 1))
+    up = optax.linear_schedule(
+        c.learning_rate / max(1, warmup), c.learning_rate, max(1, warmup - 1)
+    )
     return optax.join_schedules([up, after], [warmup])
 
 
-def optimizer(c: ml_collections.ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+def optimizer(
+    c: ml_collections.ConfigDict, rate: optax.Schedule, fixed: tuple[str, ...] = ()
+) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW or Lion with decoupled weight decay.
 
     `decay_mask` "all" decays every parameter, as the public CRATE code does; "kernel" decays only
     leaves called kernel, so neither D nor norms, biases, [CLS] and positions (CRATE-alpha).
+    Top-level parameters named in `fixed` stay as they are (CRATE-MAE's sin-cos positions).
     """
     choices("optimizer.name", c.name, OPTIMIZERS)
     choices("optimizer.decay_mask", c.decay_mask, DECAY_MASKS)
@@ -51,7 +56,18 @@ def optimizer(c: ml_collections.ConfigDict, rate: optax.Schedule) -> optax.Gradi
         update = optax.adamw(rate, **common)
     else:
         update = optax.lion(rate, **common)
-    return optax.chain(optax.clip_by_global_norm(c.clip_norm), update) if c.clip_norm else update
+    parts = [optax.clip_by_global_norm(c.clip_norm)] if c.clip_norm else []
+    parts.append(update)
+    if fixed:
+        parts.append(optax.masked(optax.set_to_zero(), lambda tree: _named(tree, fixed)))
+    return optax.chain(*parts)
+
+
+def _named(params: Any, names: tuple[str, ...]) -> Any:
+    """A tree of bools: True below the top-level names."""
+    return {
+        key: jax.tree.map(lambda _, key=key: key in names, value) for key, value in params.items()
+    }
 
 
 def _kernels(params: Any) -> Any:

@@ -1,4 +1,4 @@
-"""One training step: a pure function of (parameters, training state, batch), jitted with donation."""
+"""One training step: a pure function of (parameters, training state, batch)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -38,7 +38,9 @@ def objective(config: ml_collections.ConfigDict) -> Objective:
 OBJECTIVES: dict[str, Callable[[ml_collections.ConfigDict], Objective]] = {}
 
 
-def flops_per_image(config: ml_collections.ConfigDict, model_config: base.ImageModelConfig) -> float:
+def flops_per_image(
+    config: ml_collections.ConfigDict, model_config: base.ImageModelConfig
+) -> float:
     """Operations of a training step an image: forward and backward, without rematerialisation."""
     batch = 2
     definition, params = base.split(variants.abstract(model_config))

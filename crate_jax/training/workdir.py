@@ -40,8 +40,8 @@ def claim(directory: pathlib.Path, config: ml_collections.ConfigDict, needed_byt
     strangers = [name for name in ("checkpoints", "metrics.jsonl") if (directory / name).exists()]
     if strangers:
         raise ValueError(
-            f"workdir {directory}: holds {' and '.join(strangers)} but no {CONFIG}, so it cannot be "
-            "told which run they belong to; choose an empty --workdir"
+            f"workdir {directory}: holds {' and '.join(strangers)} but no {CONFIG}, so it cannot "
+            "be told which run they belong to; choose an empty --workdir"
         )
     free = shutil.disk_usage(directory).free
     if free < needed_bytes:
@@ -73,8 +73,10 @@ def _check_same(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     try:
         saved = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path}: not readable as JSON ({error}); choose another --workdir") from error
-    changes = configuration.differences(saved, configuration.plain(config))
+        raise ValueError(
+            f"{path}: not readable as JSON ({error}); choose another --workdir"
+        ) from error
+    changes = configuration.differences(saved, config)
     if changes:
         raise ValueError(
             f"workdir {path.parent} belongs to a run of another config (there -> here):\n  "

@@ -15,7 +15,9 @@ def scene(rng):
     y, x = np.mgrid[:SIDE, :SIDE]
     cy, cx = rng.uniform(20, 44, 2)
     angle = np.arctan2(y - cy, x - cx)
-    radius = rng.uniform(12, 18) * (1 + 0.3 * np.sin(rng.integers(2, 5) * angle + rng.uniform(0, 6)))
+    radius = rng.uniform(12, 18) * (
+        1 + 0.3 * np.sin(rng.integers(2, 5) * angle + rng.uniform(0, 6))
+    )
     mask = np.hypot(y - cy, x - cx) < radius
     tint = rng.uniform(0.2, 1, 3)
     image[mask] = 0.25 * image[mask] + 0.75 * tint

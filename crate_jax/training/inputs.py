@@ -1,0 +1,107 @@
+"""The data of a run as the loop wants it: opened, checked against the model, in batches."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from crate_jax import data as datasets
+from crate_jax.config import Durations
+from crate_jax.models.base import ImageModelConfig
+from crate_jax.training import evaluation
+
+
+@dataclasses.dataclass
+class Data:
+    """Training and held-out sources of a run, and how to make batches of them."""
+
+    config: ml_collections.ConfigDict
+    train: datasets.Source
+    val: datasets.Source
+
+    def transform(self, split: str) -> datasets.Transform | None:
+        """What is done to each image of a split before it goes to the devices."""
+        return datasets.transform(self.config.data, split)
+
+    def batches(self) -> datasets.TrainIterator:
+        """This process's part of the training batches, from the first; restorable."""
+        return datasets.train_iterator(
+            self.train,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            transform=self.transform("train"),
+            workers=self.config.data.workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def val_batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """This process's part of the held-out batches, once through."""
+        return datasets.eval_batches(
+            self.val,
+            batch_size=self.config.evaluation.batch_size,
+            transform=self.transform("val"),
+            workers=self.config.data.workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+
+def open_data(config: ml_collections.ConfigDict, model: ImageModelConfig) -> Data:
+    """Opens both splits.
+
+    Raises:
+        ValueError: where data is missing, or does not fit the model: other class counts, an image
+            size that the model does not expect.
+    """
+    data = Data(config, *(datasets.source(config.data, split) for split in ("train", "val")))
+    classes = data.train.num_classes
+    if model.classes and classes > model.classes:
+        raise ValueError(
+            f"model.classes: expected at least the {classes} classes of the data, got "
+            f"{model.classes}; set config.model.classes={classes}"
+        )
+    size = (config.data.image_size,) * 2
+    if size != model.image_size:
+        raise ValueError(
+            f"data.image_size: expected the model's {model.image_size[0]} x {model.image_size[1]}, "
+            f"got {config.data.image_size}; set config.data.image_size and config.model.image_size "
+            "to the same"
+        )
+    return data
+
+
+def data_line(data: Data, plan: Durations, batch_size: int) -> str:
+    """The data in one line."""
+    examples, held_out = len(data.train), len(data.val)
+    epochs = plan.total * batch_size / examples
+    return (
+        f"data      {data.config.data.name}: {examples:,} training and {held_out:,} held-out "
+        f"images, {data.train.num_classes} classes; {plan.total} steps of {batch_size}, "
+        f"{epochs:.3g} epochs"
+    )
+
+
+def pixels_and_labels(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What of a training batch goes to the devices."""
+    return {"image": batch["image"], "label": batch["label"]}
+
+
+def make_evaluator(
+    config: ml_collections.ConfigDict,
+    definition: nnx.GraphDef,
+    data: Data,
+    mesh: jax.sharding.Mesh,
+) -> evaluation.Evaluator:
+    """The evaluator that `config.evaluation` describes."""
+    return evaluation.Evaluator(
+        definition,
+        data.val_batches,
+        mesh,
+        masks=config.evaluation.cls_iou and data.val.has_masks,
+        capture_images=config.evaluation.capture_images,
+        keep=config.evaluation.keep,
+    )

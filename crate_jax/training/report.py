@@ -1,0 +1,131 @@
+"""The report of a run: what the network attends to on held-out images, and its figures."""
+
+import pathlib
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from crate_jax import config as configuration
+from crate_jax._version import __version__
+from crate_jax.data import loader
+from crate_jax.export import report
+from crate_jax.models import base
+from crate_jax.segmentation import attention
+from crate_jax.training.inputs import Data
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def write(
+    directory: pathlib.Path,
+    config: ml_collections.ConfigDict,
+    data: Data,
+    definition: nnx.GraphDef,
+    params: Any,
+    lines: list[Mapping[str, Any]],
+) -> pathlib.Path:
+    """Writes report/index.html of a run.
+
+    Args:
+        directory: the run's workdir.
+        config: resolved.
+        data: the run's data; its held-out images are shown.
+        definition: the static half of `base.split`.
+        params: the parameters.
+        lines: of metrics.jsonl.
+
+    Returns:
+        The path of the page.
+    """
+    return report.write_report(
+        directory / "report" / "index.html",
+        title=f"{config.model.family.upper()} on {config.data.name}",
+        lede=_lede(config, data),
+        config=configuration.plain(config),
+        history=lines,
+        examples=examples(config, data, definition, params),
+        environment=environment(),
+    )
+
+
+def examples(
+    config: ml_collections.ConfigDict, data: Data, definition: nnx.GraphDef, params: Any
+) -> list[dict[str, Any]]:
+    """Held-out images, spread over the set, with every layer's and head's [CLS] map."""
+    count = min(config.evaluation.report_images, len(data.val))
+    if not count:
+        return []
+    indices = np.linspace(0, len(data.val) - 1, count).astype(int)
+    batch = next(
+        loader.eval_batches(
+            _Subset(data.val, indices), batch_size=count, transform=data.transform("val")
+        )
+    )
+
+    @jax.jit
+    def look(params, images):
+        model = base.merge(definition, params)
+        logits, out = model(model.preprocess(images), capture=True)
+        layers = range(out["query"].shape[0])
+        maps = [attention.cls_maps(out["query"][layer], out["key"][layer]) for layer in layers]
+        return logits, jax.numpy.stack(maps, axis=1)
+
+    logits, maps = jax.device_get(look(params, batch["image"]))
+    rows = batch["image"].shape[1] // config.model.patch_size
+    maps = maps.reshape(*maps.shape[:3], rows, -1)
+    names = data.val.class_names
+    shown = []
+    for row in np.flatnonzero(batch["valid"]):
+        entry = {"image": batch["image"][row], "maps": maps[row]}
+        if config.model.classes:
+            predicted = int(logits[row].argmax())
+            entry["label"] = names[batch["label"][row]]
+            entry["predicted"] = names[predicted] if predicted < len(names) else f"#{predicted}"
+        if "mask" in batch:
+            entry["mask"] = batch["mask"][row]
+        shown.append(entry)
+    return shown
+
+
+def environment() -> dict[str, str]:
+    """Versions and devices."""
+    device = jax.devices()[0]
+    return {
+        "crate_jax": __version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in PACKAGES},
+        "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+    }
+
+
+def _lede(config: ml_collections.ConfigDict, data: Data) -> str:
+    size = " x ".join(str(side) for side in config.model.image_size)
+    return (
+        f"{config.model.depth} layers of {config.model.heads} heads, {size} px in patches of "
+        f"{config.model.patch_size}, trained on class labels alone. What follows was measured on "
+        f"{len(data.val):,} images that it never saw."
+    )
+
+
+class _Subset:
+    """Some examples of a source, as a source."""
+
+    def __init__(self, source: loader.Source, indices: np.ndarray):
+        self._source, self._indices = source, indices
+        self.num_classes, self.class_names = source.num_classes, source.class_names
+        self.has_masks = source.has_masks
+        self.on_corrupt = getattr(source, "on_corrupt", "error")
+        if hasattr(source, "encoded"):
+            self.encoded = lambda i: source.encoded(int(indices[i]))
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, i: int) -> loader.Example:
+        return self._source[int(self._indices[i])]

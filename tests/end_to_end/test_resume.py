@@ -1,0 +1,77 @@
+"""A run that was stopped ends with the same figures as one that was not."""
+
+import pathlib
+import signal
+
+import pytest
+
+from tests.end_to_end import runs
+
+STEPS = 40
+CONFIG = f"{runs.TINY}:{STEPS}"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    runs.run(workdir, config=CONFIG)
+    return workdir
+
+
+def losses(workdir):
+    return [line["train/loss"] for line in runs.metrics(workdir) if "train/loss" in line]
+
+
+def test_killed_terminated_and_damaged_run_equals_uninterrupted(uninterrupted, tmp_path):
+    status, _ = runs.interrupt(tmp_path, signal.SIGKILL, 7, config=CONFIG)
+    assert status == -signal.SIGKILL
+    assert runs.metrics(tmp_path, whole=False)[-1]["step"] < STEPS
+
+    status, output = runs.interrupt(tmp_path, signal.SIGTERM, 15, config=CONFIG)
+    assert status == 0, output
+    assert "resumed" in output
+    assert "SIGTERM: saved step" in output
+    stopped = runs.checkpoint_steps(tmp_path)[-1]
+    assert 15 <= stopped < STEPS
+
+    status, output = runs.interrupt(tmp_path, signal.SIGINT, stopped + 3, config=CONFIG)
+    assert status == 130, output
+    assert f"resumed  after step {stopped} " in output
+    newest = runs.checkpoint_steps(tmp_path)[-1]
+    arrays = sorted((tmp_path / "checkpoints" / str(newest) / "params").rglob("*"))
+    largest = max((p for p in arrays if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+
+    done = runs.run(tmp_path, config=CONFIG)
+    assert f"checkpoint {newest} is damaged" in done.stdout + done.stderr
+    assert (tmp_path / "damaged_checkpoints" / str(newest)).is_dir()
+    assert runs.metrics(tmp_path) == runs.metrics(uninterrupted)
+
+
+def test_finished_run_is_left_alone(uninterrupted):
+    before = (uninterrupted / "metrics.jsonl").read_text()
+    done = runs.run(uninterrupted, config=CONFIG)
+    assert f"resumed  after step {STEPS} of {STEPS}" in done.stdout
+    assert (uninterrupted / "metrics.jsonl").read_text() == before
+
+
+def test_another_config_is_refused_with_the_difference(uninterrupted):
+    before = {p.name for p in pathlib.Path(uninterrupted).iterdir()}
+    done = runs.run(
+        uninterrupted, "--config.optimizer.learning_rate=0.5", config=CONFIG, check=False
+    )
+    assert done.returncode == 2
+    assert "optimizer.learning_rate: 0.001 -> 0.5" in done.stderr
+    assert {p.name for p in pathlib.Path(uninterrupted).iterdir()} == before
+
+
+def test_eight_devices_and_accumulation_give_the_same_curve(uninterrupted, tmp_path):
+    curve = losses(uninterrupted)
+    for name, devices, extra in (
+        ("devices", 8, ()),
+        ("fsdp", 8, ("--config.fsdp=4",)),
+        ("accumulation", 2, ("--config.accumulate=4",)),
+    ):
+        runs.run(tmp_path / name, *extra, config=CONFIG, devices=devices)
+        other = losses(tmp_path / name)
+        assert other == pytest.approx(curve, rel=2e-4), name

@@ -1,0 +1,20 @@
+"""A run of seconds, for tests; the argument is a number of steps."""
+
+from crate_jax import config as configuration
+
+
+def get_config(arg="12"):
+    c = configuration.default()
+    c.steps = int(arg)
+    c.batch_size = 16
+    c.model = configuration.model("crate-testing", depth=2)
+    c.data.image_size = 32
+    c.data.scenes.val_length = 24
+    c.evaluation.batch_size = 16
+    c.evaluation.report_images = 2
+    c.log_every = "3 steps"
+    c.evaluate_every = "6 steps"
+    c.checkpoint_every = "2 steps"
+    c.tensorboard = False
+    c.report = False
+    return c
