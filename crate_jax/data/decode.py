@@ -50,14 +50,12 @@ class Encoded:
             raise self._corrupt(f"no complete JPEG header ({error})") from error
         return (width, height) if self._orientation >= 5 else (height, width)
 
-    def decode(self, at_least: tuple[int, int] | None = None, fast: bool = False) -> np.ndarray:
+    def decode(self, at_least: tuple[int, int] | None = None) -> np.ndarray:
         """Decodes the image.
 
         Args:
           at_least: (height, width); a JPEG may come out smaller than it is, at k/8 of its size with
             k <= 4, as long as it is at least this large: the rest of the DCT is never computed.
-          fast: the less exact DCT and chroma interpolation of libjpeg-turbo; saves a quarter of the
-            time; on photographs values differ by about one unit, more at edges of colour.
 
         Returns:
           uint8[height, width, 3], RGB.
@@ -69,7 +67,7 @@ class Encoded:
             if self._decoded is None:
                 self._decoded = self._decode_other()
             return self._decoded
-        options = {"colorspace": "RGB", "fastdct": fast, "fastupsample": fast}
+        options = {"colorspace": "RGB"}
         if at_least is not None:
             height, width = at_least if self._orientation < 5 else at_least[::-1]
             options |= {"min_height": height, "min_width": width, "min_factor": 2}

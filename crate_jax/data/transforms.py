@@ -143,7 +143,7 @@ def random_resized_crop(
         at_least = None
         if min(h, w) >= 4 * size:
             at_least = (math.ceil(2 * height * size / h), math.ceil(2 * width * size / w))
-        image = image.decode(at_least, fast=True)
+        image = image.decode(at_least)
         top, h = _scaled(top, h, image.shape[0] / height)
         left, w = _scaled(left, w, image.shape[1] / width)
     box = image[top : top + h, left : left + w]

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crate_jax.data import photographs
 from crate_jax.data.decode import CorruptImage, Encoded
 
 
@@ -138,8 +137,3 @@ def test_reduced_decoding_keeps_at_least_the_asked_size():
         assert decoded.shape[1] >= width
     assert image.decode(at_least=(200, 300)).shape == (200, 300, 3)
     assert image.decode(at_least=(201, 300)).shape == (400, 600, 3)
-
-
-def test_fast_decoding_is_close():
-    image = Encoded(encode(photographs.load("astronaut", 512), "JPEG", quality=90), "x")
-    assert np.abs(image.decode(fast=True).astype(int) - image.decode()).mean() < 2
