@@ -1,0 +1,201 @@
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import tarfile
+
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+
+from crate_jax.data import prepare
+from crate_jax.data.folders import Folder
+
+WNIDS = ("n00000007", "n00000003", "n00000005")  # not in the order of their numbers
+
+
+def jpeg(value):
+    file = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def write_tar(path, files, mode="w"):
+    with tarfile.open(path, mode) as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def tar_bytes(files):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+def make_archives(folder, extra=None):
+    """Three classes of four training images, six validation images."""
+    os.makedirs(folder)
+    classes = {
+        f"{wnid}.tar": tar_bytes(
+            {f"{wnid}_{k}.JPEG": jpeg(10 * k) for k in range(4)} | (extra or {})
+        )
+        for wnid in WNIDS
+    }
+    write_tar(f"{folder}/ILSVRC2012_img_train.tar", classes)
+    val = {f"ILSVRC2012_val_{k:08d}.JPEG": jpeg(k) for k in range(1, 7)}
+    write_tar(f"{folder}/ILSVRC2012_img_val.tar", val)
+    kinds = [("ILSVRC2012_ID", "i4"), ("WNID", "O"), ("num_children", "i4")]
+    synsets = np.array([(k + 1, w, 0) for k, w in enumerate(WNIDS)] + [(9, "n9", 3)], kinds)
+    meta = io.BytesIO()
+    scipy.io.savemat(meta, {"synsets": synsets})
+    truth = b"3\n1\n2\n3\n1\n2\n"
+    name = "ILSVRC2012_devkit_t12/data"
+    kit = {
+        f"{name}/meta.mat": meta.getvalue(),
+        f"{name}/ILSVRC2012_validation_ground_truth.txt": truth,
+    }
+    write_tar(f"{folder}/ILSVRC2012_devkit_t12.tar.gz", kit, "w:gz")
+    with open(f"{folder}/ILSVRC2012_devkit_t12.tar.gz", "rb") as file:
+        md5 = hashlib.md5(file.read()).hexdigest()
+    return prepare.Archives(
+        train_bytes=os.path.getsize(f"{folder}/ILSVRC2012_img_train.tar"),
+        val_bytes=os.path.getsize(f"{folder}/ILSVRC2012_img_val.tar"),
+        devkit_md5=md5,
+        classes=3,
+        train_images=12,
+        val_images=6,
+    )
+
+
+@pytest.fixture
+def tars(tmp_path):
+    folder = str(tmp_path / "tars")
+    return folder, make_archives(folder)
+
+
+def test_imagenet_is_unpacked_into_class_folders(tars, tmp_path):
+    out = str(tmp_path / "imagenet")
+    assert prepare.imagenet(tars[0], out, tars[1]) == {"classes": 3, "train": 12, "val": 6}
+    train, val = Folder(out, "train"), Folder(out, "val")
+    assert train.class_names == tuple(sorted(WNIDS))
+    assert (len(train), len(val)) == (12, 6)
+    # validation image 1 is of ILSVRC class 3, the third of WNIDS
+    assert os.path.exists(f"{out}/val/{WNIDS[2]}/ILSVRC2012_val_00000001.JPEG")
+    assert abs(int(val[5]["image"].mean()) - 5) <= 1  # 2 and 5 are of n00000007, the last in order
+    with open(f"{out}/prepared.json") as file:
+        assert json.load(file) == {"classes": 3, "train": 12, "val": 6}
+    assert not os.path.exists(out + ".partial")
+
+
+def test_an_interrupted_preparation_goes_on_and_never_looks_whole(tars, tmp_path, monkeypatch):
+    out = str(tmp_path / "imagenet")
+    original, calls = prepare._unpack_class, []
+
+    def fail_at_the_third(train, member, to):
+        calls.append(member.name)
+        original(train, member, to)
+        if len(calls) == 3:
+            os.remove(os.path.join(to, os.listdir(to)[0]))
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prepare, "_unpack_class", fail_at_the_third)
+    with pytest.raises(OSError, match="No space"):
+        prepare.imagenet(tars[0], out, tars[1])
+    assert not os.path.exists(out)
+    with pytest.raises(ValueError, match="no such folder"):
+        Folder(out, "train")
+    assert prepare.imagenet(tars[0], out, tars[1])["train"] == 12
+    assert len(calls) == 4  # only the class that was not finished
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "foreign", "few", "devkit"])
+def test_archives_are_checked_before_work(tars, tmp_path, damage):
+    folder, archives = tars
+    out = str(tmp_path / "imagenet")
+    path = f"{folder}/ILSVRC2012_img_val.tar"
+    match = rf"ILSVRC2012_img_val.tar: expected {archives.val_bytes:,} bytes, found "
+    if damage == "missing":
+        os.remove(path)
+        match += "no file"
+    elif damage == "short":
+        with open(path, "r+b") as file:
+            file.truncate(100)
+        match += "100 bytes"
+    elif damage == "foreign":
+        write_tar(f"{folder}/ILSVRC2012_img_train.tar", {"n9.tar": b""})
+        size = os.path.getsize(f"{folder}/ILSVRC2012_img_train.tar")
+        archives = dataclasses.replace(archives, train_bytes=size)
+        match = "one tar for each of the 3 classes"
+    elif damage == "few":
+        archives = dataclasses.replace(archives, val_images=7)
+        match = "validation labels.*expected 7, got 6"
+    else:
+        with open(f"{folder}/ILSVRC2012_devkit_t12.tar.gz", "ab") as file:
+            file.write(b"x")
+        match = "devkit_t12.tar.gz: expected MD5"
+    with pytest.raises(ValueError, match=match):
+        prepare.imagenet(folder, out, archives)
+    assert not os.path.exists(out)
+    assert not os.path.exists(out + ".partial")
+
+
+def test_a_wrong_count_is_not_given_its_name(tars, tmp_path):
+    out = str(tmp_path / "imagenet")
+    archives = dataclasses.replace(tars[1], train_images=13)
+    with pytest.raises(ValueError, match=r"train in .*expected 13, got 12"):
+        prepare.imagenet(tars[0], out, archives)
+    assert not os.path.exists(out)
+
+
+def test_names_in_an_archive_are_not_trusted(tmp_path):
+    folder = str(tmp_path / "tars")
+    archives = make_archives(folder, extra={"../../evil.JPEG": b"x"})
+    with pytest.raises(ValueError, match=r"unexpected '\.\./\.\./evil"):
+        prepare.imagenet(folder, str(tmp_path / "out"), archives)
+    assert not list(tmp_path.rglob("evil*"))
+
+
+@pytest.fixture
+def classes(tmp_path):
+    for name in "ab":
+        (tmp_path / "source" / name).mkdir(parents=True)
+        for k in range(5):
+            (tmp_path / "source" / name / f"{k}.jpg").write_bytes(jpeg(20 * k))
+    return tmp_path / "source"
+
+
+def test_a_folder_is_checked_and_laid_out(classes, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    arguments = ["folder", f"--source={classes}", f"--out={out}", "--val_fraction=0.4"]
+    assert prepare.main(arguments) == 0
+    assert "2 classes, 6 training and 4 validation images" in capsys.readouterr().out
+    held_out = Folder(str(classes), "val", val_fraction=0.4)
+    names = [held_out.path(i).removeprefix(str(classes)) for i in range(4)]
+    prepared = Folder(out, "val")
+    assert [prepared.path(i).removeprefix(f"{out}/val") for i in range(4)] == names
+    assert prepare.main(arguments) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_corrupt_images_stop_it_or_are_listed(classes, tmp_path, capsys):
+    bad = classes / "b" / "3.jpg"
+    bad.write_bytes(bad.read_bytes()[:200])
+    out = str(tmp_path / "out")
+    arguments = ["folder", f"--source={classes}", f"--out={out}", "--val_fraction=0.4"]
+    assert prepare.main(arguments) == 1
+    assert str(bad) in capsys.readouterr().err
+    assert not os.path.exists(out)
+    assert prepare.main([*arguments, "--drop_corrupt"]) == 0  # goes on where it stopped
+    assert len(Folder(out, "train")) + len(Folder(out, "val")) == 9
+    with open(f"{out}/dropped.txt") as file:
+        assert file.read() == f"{bad}\n"
+    assert sorted(os.listdir(out)) == ["dropped.txt", "prepared.json", "train", "val"]
+    assert sorted(os.listdir(f"{out}/train")) == ["a", "b"]
