@@ -61,15 +61,14 @@ def _read_file(path: pathlib.Path, options: dict, declared: dict) -> Checkpoint:
         told = identify.facts(found)
         if found.family == "vit":
             told, notes = _vit_pool(found, told, declared)
-        settled = declare.declare(found, told, declared, options["published"])
-        # Checked by shape before any tensor is copied.
-        unused = weights.UNUSED.get(found.family, ())
+        settled = _settle(found, told, declared, options["published"])
         state = {name: files.to_array(name, tensor) for name, tensor in found.state.items()}
         file_config = _at_files_size(settled)
         params = weights.to_params(state, file_config, found.naming)
     except ValueError as error:
         text = str(error)
         raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from error
+    unused = weights.UNUSED.get(found.family, ())
     carried = {name: state[name] for name in unused if name in state}
     if settled.resized_from:
         params["positions"] = _resized(params["positions"], settled)
@@ -84,6 +83,15 @@ def _read_file(path: pathlib.Path, options: dict, declared: dict) -> Checkpoint:
             f"{', '.join(repr(o) for o in found.others)} (choose with entry=)"
         )
     return Checkpoint(settled.config, params, settled.origin, str(path), carried, notes)
+
+
+def _settle(found: identify.Found, told: dict, declared: Mapping, published: str | None):
+    """`declare.declare`, its complaints joined by what does not fit anyway."""
+    try:
+        return declare.declare(found, told, declared, published)
+    except ValueError as error:
+        more = declare.misfits(found, told)
+        raise ValueError("\n  ".join([str(error), *more])) from error
 
 
 def _vit_pool(found: identify.Found, told: dict, declared: Mapping) -> tuple[dict, list[str]]:

@@ -7,11 +7,12 @@ and the wrong number raises no error but gives wrong maps.
 import dataclasses
 import difflib
 import math
+import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from crate_jax.convert import published
+from crate_jax.convert import published, weights
 from crate_jax.convert.identify import Found
 from crate_jax.models import variants
 from crate_jax.models.base import ImageModelConfig
@@ -140,6 +141,25 @@ def declare(
         if name in fields:
             origin.setdefault(name, _DEFAULT)
     return Declared(config, origin, resized_from)
+
+
+def misfits(found: Found, told: Mapping[str, Any]) -> list[str]:
+    """What does not fit in a file's tensors whatever is declared.
+
+    Heads and the grid change no name and no shape (but one head, which is told), so any will do.
+    """
+    patch, patches = told["patch_size"], told["patches"]
+    stand_in: dict[str, Any] = {"image_size": (patch, patch * patches)}
+    if "heads" not in told:
+        stand_in["heads"] = told["inner"]  # heads of width 1, always a divisor
+    undeclared = dataclasses.replace(
+        found, file=dataclasses.replace(found.file, path=pathlib.Path("-"), declaration=None)
+    )
+    try:
+        config = declare(undeclared, told, stand_in).config
+    except ValueError as error:
+        return [line.strip() for line in str(error).splitlines()[1:]]
+    return weights.misfits(found.state, config, found.naming)
 
 
 def _plain(name: str, value: Any) -> Any:

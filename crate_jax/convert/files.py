@@ -279,7 +279,7 @@ def write(
     path, ending = pathlib.Path(path), suffix(path)
     text = json.dumps(dict(declaration))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _whole(path) as temporary:
+    with whole(path) as temporary:
         if ending == ".safetensors":
             metadata = {"format": "pt", DECLARATION: text}
             safetensors.numpy.save_file(dict(state), temporary, metadata=metadata)
@@ -295,7 +295,7 @@ def write(
 
 
 @contextlib.contextmanager
-def _whole(path: pathlib.Path) -> Iterator[str]:
+def whole(path: pathlib.Path) -> Iterator[str]:
     """A temporary name beside `path` that becomes it when all went well."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
