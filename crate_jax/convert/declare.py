@@ -41,7 +41,7 @@ _DEFAULT = "default of the code"
 
 @dataclasses.dataclass
 class Declared:
-    """A config, where each of its fields comes from, and the grid that the file's positions have."""
+    """A config, and where each of its fields comes from."""
 
     config: ImageModelConfig
     origin: dict[str, str]
@@ -225,8 +225,8 @@ def _grid(patches, values, source_size, problems) -> tuple[int, int] | None:
         if grid[0] * grid[1] == patches:
             return grid
         problems.append(
-            f"stored image_size {source_size} has {grid[0] * grid[1]} patches, the file's positions "
-            f"have {patches}"
+            f"stored image_size {source_size} has {grid[0] * grid[1]} patches, the file has "
+            f"positions for {patches}"
         )
         return None
     if size is not None and (size[0] // patch) * (size[1] // patch) == patches:

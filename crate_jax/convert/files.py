@@ -108,7 +108,7 @@ def _read_archive(path: pathlib.Path) -> File:
     if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
         if any(name.endswith("constants.pkl") for name in names):
             raise ValueError(
-                f"{path}: expected tensors, got a TorchScript program; save its state_dict() instead"
+                f"{path}: expected tensors, got a TorchScript program; save its state_dict()"
             )
         return File(path, "PyTorch", _read_torch(path))
     raise ValueError(

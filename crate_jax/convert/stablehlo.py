@@ -26,8 +26,8 @@ def export(
 ) -> float:
     """Writes a network with its weights as StableHLO, reads it back and compares.
 
-    The function maps images f32[batch, h, w, 3], normalised, at the network's own image size and any
-    batch, to a dictionary: "logits" f32[batch, classes] (features without a head), "features"
+    The function maps images f32[batch, h, w, 3], normalised, at the network's own image size and
+    any batch, to a dictionary: "logits" f32[batch, classes] (features without a head), "features"
     f32[batch, d] and "cls_maps" f32[batch, heads, patches], softmax over patches of
     <q_CLS, k_i> / sqrt(d_head) in one layer. `jax.export.deserialize(bytes).call(images)` runs it.
 

@@ -154,7 +154,7 @@ class Transformer(nnx.Module):
         return self.with_positions(self.embed(images), grid)
 
     def with_positions(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
-        """Patch tokens [b, n, d] of a grid -> [b, 1+n, d] with [CLS] in front and positions added."""
+        """Patch tokens [b, n, d] of a grid -> [b, 1+n, d], with [CLS] and positions."""
         cls = jnp.broadcast_to(self.cls_token[...], (x.shape[0], 1, x.shape[-1]))
         positions = self.positions[...]
         if "positions" in self.fixed:

@@ -31,8 +31,8 @@ class CrateMAEConfig(ImageModelConfig):
         super().__post_init__()
         if self.classes:
             raise ValueError(
-                f"classes: expected 0 for a masked autoencoder, got {self.classes}; it reconstructs "
-                "patches and has no head"
+                f"classes: expected 0 for a masked autoencoder, got {self.classes}; it "
+                "reconstructs patches and has no head"
             )
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio: expected 0 < mask_ratio < 1, got {self.mask_ratio}")
@@ -102,8 +102,8 @@ class CrateMAE(Transformer):
         Args:
             images: f32[b, h, w, 3], normalised; any multiple of the patch size.
             capture: as in `Transformer.__call__`; the encoder's layers, as they run here.
-            mask_noise: f32[b, n], uniform in [0, 1). The int(n (1 - mask_ratio)) patches of smallest
-                noise stay, the others are hidden. None hides nothing.
+            mask_noise: f32[b, n], uniform in [0, 1). The int(n (1 - mask_ratio)) patches of
+                smallest noise stay, the others are hidden. None hides nothing.
 
         Returns:
             With noise, (pred, out): pred f32[b, n, 3 p^2], patches in (row, column, channel) order,
