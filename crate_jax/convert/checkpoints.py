@@ -240,7 +240,7 @@ def save(
     """
     if isinstance(model, Checkpoint):
         config, params, unused = model.config, model.params, unused or model.unused
-        source = model.source
+        source = pathlib.Path(model.source).name  # where it lay is nobody's business
     else:
         config, source = model.config, "memory"
         params = {p: np.asarray(x) for p, x in names.flatten(base.split(model)[1])}

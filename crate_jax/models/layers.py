@@ -201,7 +201,7 @@ class OvercompleteISTA(nnx.Module):
     With rows as tokens: z1 = relu(eta x D - eta lambda),
     z2 = relu(z1 - eta (z1 D^T - x) D - eta lambda), and the output is z2 D1^T with D1 untied
     from D. The skip around it belongs to the layer. D and D1 start uniform within sqrt(6 / d), as
-    in the authors' JAX code; their PyTorch class takes the fan-in from the other axis, sqrt(6 / 4d).
+    in the authors' JAX code; their PyTorch class takes the other axis as fan-in, sqrt(6 / 4d).
     """
 
     def __init__(
