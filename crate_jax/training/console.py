@@ -40,8 +40,8 @@ def model_line(config: ImageModelConfig, params: Any, flops: float, dtype: str) 
     size = " x ".join(str(side) for side in config.image_size)
     return (
         f"model     {config.family}, {size} px in patches of {config.patch_size}, "
-        f"dim {config.dim}, depth {config.depth}, heads {config.heads}, {count:,} parameters, {dtype}, "
-        f"{flops / 1e9:.3g} GFLOP an image and step"
+        f"dim {config.dim}, depth {config.depth}, heads {config.heads}, {count:,} parameters, "
+        f"{dtype}, {flops / 1e9:.3g} GFLOP an image and step"
     )
 
 
