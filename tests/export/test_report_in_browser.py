@@ -5,6 +5,11 @@ import shutil
 import numpy as np
 import pytest
 
+pytest.importorskip("selenium", reason="selenium is not installed")
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.wait import WebDriverWait
+
 from crate_jax.export import overlays, report
 
 CHROME = shutil.which("chromium") or shutil.which("google-chrome")
@@ -16,9 +21,6 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    from selenium.webdriver.chrome.service import Service
-
     options = webdriver.ChromeOptions()
     options.binary_location = CHROME
     for flag in (
@@ -97,7 +99,9 @@ def test_linked_pictures_of_a_gallery_are_drawn(browser, tmp_path):
     items = [{"name": "a", "panels": [("masks", "overlays/a%20b.png")]}]
     path = report.write_gallery(tmp_path / "i.html", title="t", items=items, settings={})
     browser.get(path.as_uri())
-    assert browser.execute_script("return document.images[0].naturalWidth") == 40
+    # Linked pictures load lazily, so perhaps after the page.
+    drawn = "const i = document.images[0]; return i.complete && i.naturalWidth"
+    assert WebDriverWait(browser, 20).until(lambda b: b.execute_script(drawn)) == 40
     assert browser.get_log("browser") == []
 
 
