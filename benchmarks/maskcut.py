@@ -96,9 +96,10 @@ def compare(options):
                 errors.append(np.abs(result.eigenvalues - mu).max())
             progress("")
             d, o = np.median(dense), np.median(ours)
+            growth, process = np.max(memory, axis=0)
             print(
-                f"{grid:4d}  {channels:8d}  {d:8.3f}  {o:8.4f}  {d / o:6.1f}x  {max(m[0] for m in memory):8.0f}"
-                f"  {max(m[1] for m in memory):7.0f}   {np.mean(ious):.4f} ({min(ious):.4f})"
+                f"{grid:4d}  {channels:8d}  {d:8.3f}  {o:8.4f}  {d / o:6.1f}x  {growth:8.0f}"
+                f"  {process:7.0f}   {np.mean(ious):.4f} ({min(ious):.4f})"
                 f"   {max(errors):.1e}",
                 flush=True,
             )
