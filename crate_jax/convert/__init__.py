@@ -1,1 +1,1 @@
-"""Weights in and out of PyTorch."""
+"""Checkpoints in and out: PyTorch, safetensors, NumPy archives, StableHLO."""

@@ -29,6 +29,26 @@ def listed(items: Iterable[str]) -> str:
     return ", ".join(items[:_LISTED]) + more
 
 
+def misfits(state: Mapping[str, Any], config: ImageModelConfig, naming: str) -> list[str]:
+    """What keeps tensors (of NumPy or PyTorch) from being this network's: a line for each kind."""
+    wanted = names.expected(config, naming, shapes(config))
+    unused = UNUSED.get(config.family, ())
+    there = {name: tensor for name, tensor in wanted.items() if name in state}
+    kinds = {
+        "missing": [name for name in wanted if name not in state],
+        "unexpected": [name for name in state if name not in wanted and name not in unused],
+        "misshaped": [
+            f"{name} (expected {tensor.shape}, got {tuple(state[name].shape)})"
+            for name, tensor in there.items()
+            if tuple(state[name].shape) != tensor.shape
+        ],
+        "not floating-point": [
+            f"{name} ({state[name].dtype})" for name in there if "float" not in str(state[name].dtype)
+        ],
+    }
+    return [f"{len(found)} {kind}: {listed(found)}" for kind, found in kinds.items() if found]
+
+
 def to_params(
     state: Mapping[str, np.ndarray], config: ImageModelConfig, naming: str
 ) -> dict[str, np.ndarray]:
@@ -37,37 +57,15 @@ def to_params(
     Raises:
         ValueError: names every missing, unexpected, misshaped and non-floating tensor at once.
     """
-    wanted = names.expected(config, naming, shapes(config))
-    unused = UNUSED.get(config.family, ())
-    problems = []
-    if missing := [name for name in wanted if name not in state]:
-        problems.append(f"{len(missing)} missing: {listed(missing)}")
-    if extra := [name for name in state if name not in wanted and name not in unused]:
-        problems.append(f"{len(extra)} unexpected: {listed(extra)}")
-    misshaped = [
-        f"{name} (expected {tensor.shape}, got {state[name].shape})"
-        for name, tensor in wanted.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    if misshaped:
-        problems.append(f"{len(misshaped)} misshaped: {listed(misshaped)}")
-    integers = [
-        f"{name} ({state[name].dtype})"
-        for name in wanted
-        if name in state and not jnp.issubdtype(state[name].dtype, jnp.floating)
-    ]
-    if integers:
-        problems.append(f"{len(integers)} not floating-point: {listed(integers)}")
-    if problems:
+    if problems := misfits(state, config, naming):
+        head = any("head" in problem for problem in problems)
         raise ValueError(
-            f"tensors do not fit {describe(config)}:\n  " + "\n  ".join(problems) + "\n"
-            "nothing was loaded; check the declaration and the file (`--inspect`)"
-            + (
-                ", or leave the head out with drop_head (--drop-head)"
-                if any("head" in problem for problem in problems)
-                else ""
-            )
+            f"tensors do not fit {describe(config)}:\n  "
+            + "\n  ".join(problems)
+            + "\nnothing was loaded; check the declaration and the file (--inspect)"
+            + (", or leave the head out with drop_head=True (--drop-head)" if head else "")
         )
+    wanted = names.expected(config, naming, shapes(config))
     return {t.ours: t.layout.ours(state[name], config) for name, t in wanted.items()}
 
 

@@ -142,7 +142,7 @@ def build(
 
 
 class _OneKey:
-    """Stands in for `nnx.Rngs` where no number is drawn: counting keys is most of tracing's cost."""
+    """Stands in for `nnx.Rngs` where nothing is drawn: counting keys is most of the cost."""
 
     def params(self) -> jax.Array:
         return jax.random.key(0)

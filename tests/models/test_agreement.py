@@ -87,9 +87,8 @@ def test_crate_mae_gradient_leaves_positions_alone(reference):
     definition, params = base.split(case.model)
 
     def loss(params):
-        return base.merge(definition, params)(case.images(), mask_noise=case["mask_noise"])[1][
-            "loss"
-        ]
+        model = base.merge(definition, params)
+        return model(case.images(), mask_noise=case["mask_noise"])[1]["loss"]
 
     gradients = dict(names.flatten(jax.jit(jax.grad(loss))(params)))
     untouched = {path for path, g in gradients.items() if not jnp.any(g)}

@@ -1,6 +1,7 @@
 """What every family does alike, on tiny networks: sizes, capture, precision, pooling, faults."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,18 @@ from crate_jax.models import base, layers, variants
 TESTING = ("crate-testing", "crate-alpha-testing", "crate-mae-testing", "vit-testing")
 
 
+@functools.cache
+def built(config, **kwargs):
+    """A network with weights, drawn under one jit: eager initialisation compiles every draw."""
+    definition, _ = base.split(variants.abstract(config, **kwargs))
+    params = jax.jit(lambda: base.split(variants.build(config, 0, **kwargs))[1])()
+    return base.merge(definition, params)
+
+
+def testing(name, **overrides):
+    return built(variants.config(name, **overrides))
+
+
 def images(height=32, width=32, batch=2):
     return jax.random.normal(jax.random.key(1), (batch, height, width, 3))
 
@@ -19,25 +32,41 @@ def images(height=32, width=32, batch=2):
 @pytest.mark.parametrize("name", TESTING)
 def test_shapes_and_capture(name, run):
     config = variants.VARIANTS[name]
-    model = variants.build(config, 0)
+    model = built(config)
     logits, out = run(model, images(24, 40), capture=True)
     assert logits.shape == (2, config.classes or config.dim)
     assert out["features"].shape == (2, 24)
     assert out["query"].shape == out["key"].shape == (2, 2, 1 + 3 * 5, 3, 8)
     assert out["tokens"].shape == (2, 2, 1 + 3 * 5, 24)
     assert all(x.dtype == jnp.float32 for x in (logits, *out.values()))
-    _, picked = run(model, images(24, 40), capture=(-1, 0))
+    out = jax.eval_shape(lambda: model(images(24, 40))[1])
+    assert set(out) == {"features"}
+
+
+def test_captured_layers_are_the_ones_asked_for(run):
+    model = testing("crate-testing")
+    _, every = run(model, images(), capture=True)
+    _, picked = run(model, images(), capture=(-1, 0))
     for key in ("query", "key", "tokens"):
-        np.testing.assert_allclose(picked[key], out[key][::-1], rtol=1e-5, atol=1e-5)
-    _, none = run(model, images(24, 40))
-    assert set(none) == {"features"}
+        np.testing.assert_allclose(picked[key], every[key][::-1], rtol=1e-5, atol=1e-5)
+    assert layers.captured_layers(-1, 12) == (11,)
+    assert layers.captured_layers((10, 11), 12) == (10, 11)
+    assert layers.captured_layers(True, 3) == (0, 1, 2)
+    assert layers.captured_layers(False, 3) == layers.captured_layers(None, 3) == ()
 
 
 def test_query_is_key_for_mssa_only():
-    _, out = variants.build(variants.VARIANTS["crate-testing"], 0)(images(), capture=True)
-    assert out["query"] is out["key"]
-    _, out = variants.build(variants.VARIANTS["vit-testing"], 0)(images(), capture=True)
-    assert not np.array_equal(out["query"], out["key"])
+    """In CRATE one array serves as both, so that nothing is stored twice."""
+
+    def same(model):
+        found = []
+        jax.eval_shape(
+            lambda: found.append((out := model(images(), capture=True)[1])["query"] is out["key"])
+        )
+        return found == [True]
+
+    assert same(testing("crate-testing"))
+    assert not same(testing("vit-testing"))
 
 
 def plain_crate(params, x, heads, patch=8, eps=1e-5, eta=0.1, lambd=0.1):
@@ -79,7 +108,7 @@ def plain_crate(params, x, heads, patch=8, eps=1e-5, eta=0.1, lambd=0.1):
 def test_crate_equals_plain_numpy(heads, run, error):
     """Independent of the reference cases: one head without output map, non-square images."""
     config = variants.config("crate-testing", heads=heads, image_size=(16, 40), depth=3)
-    model = variants.build(config, 3)
+    model = built(config)
     _, params = base.split(model)
     assert ("output" in params["layers"][0]["attention"]) == (heads != 1)
     x = images(16, 40, batch=1)
@@ -93,7 +122,7 @@ def test_crate_equals_plain_numpy(heads, run, error):
 @pytest.mark.parametrize("name", TESTING)
 def test_mean_pooling(name, run, error):
     config = dataclasses.replace(variants.VARIANTS[name], pool="mean")
-    model = variants.build(config, 0)
+    model = built(config)
     _, out = run(model, images(), capture=-1)
     tokens = out["tokens"][0]
     if name == "vit-testing":  # LN of the mean over patches
@@ -105,11 +134,11 @@ def test_mean_pooling(name, run, error):
     assert error(out["features"], expected) < 1e-5
 
 
-@pytest.mark.parametrize("name", TESTING)
+@pytest.mark.parametrize("name", ["crate-testing", "crate-mae-testing"])
 def test_bfloat16_keeps_parameters_in_float32(name, run, error):
     config = variants.VARIANTS[name]
-    exact, _ = run(variants.build(config, 0), images())
-    model = variants.build(config, 0, dtype=jnp.bfloat16)
+    exact, _ = run(built(config), images())
+    model = built(config, dtype=jnp.bfloat16)
     _, params = base.split(model)
     assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     rounded, _ = run(model, images())
@@ -119,7 +148,7 @@ def test_bfloat16_keeps_parameters_in_float32(name, run, error):
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
 def test_remat_changes_no_gradient(remat, error):
-    config = variants.VARIANTS["crate-testing"]
+    config = variants.config("crate-testing", depth=1)
 
     def gradient(model):
         definition, params = base.split(model)
@@ -127,8 +156,8 @@ def test_remat_changes_no_gradient(remat, error):
             params
         )
 
-    plain = gradient(variants.build(config, 0))
-    again = gradient(variants.build(config, 0, remat=remat))
+    plain = gradient(built(config))
+    again = gradient(built(config, remat=remat))
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(plain), strict=True):
         assert error(a, b) < 1e-4
 
@@ -162,14 +191,14 @@ def test_ista_against_three_products(nonlinearity, error):
 def test_crate_mlp_skip_is_an_option(run):
     with_skip = variants.config("crate-testing", nonlinearity="mlp")
     without = dataclasses.replace(with_skip, mlp_skip=False)
-    a, _ = run(variants.build(with_skip, 0), images())
-    b, _ = run(variants.build(without, 0), images())
+    a, _ = run(built(with_skip), images())
+    b, _ = run(built(without), images())
     assert not np.allclose(a, b)
 
 
 def test_merge_reads_string_layer_numbers():
     """Checkpoint libraries turn dictionary keys into strings."""
-    model = variants.build(variants.config("crate-testing", depth=11), 0)
+    model = testing("crate-testing", depth=11)
     definition, params = base.split(model)
     params["layers"] = {str(i): layer for i, layer in params["layers"].items()}
     again = base.split(base.merge(definition, params))[1]
@@ -180,7 +209,7 @@ def test_merge_reads_string_layer_numbers():
 
 
 def test_preprocess():
-    model = variants.build(variants.VARIANTS["crate-testing"], 0)
+    model = testing("crate-testing")
     white = np.full((1, 32, 32, 3), 255, np.uint8)
     expected = (1 - np.array(base.IMAGENET_MEAN)) / np.array(base.IMAGENET_STD)
     np.testing.assert_allclose(model.preprocess(white)[0, 0, 0], expected, rtol=1e-6)
@@ -199,17 +228,17 @@ def test_preprocess():
     ],
 )
 def test_faults_of_calls_are_named(shape, capture, message):
-    model = variants.build(variants.VARIANTS["crate-testing"], 0)
+    model = testing("crate-testing")
     with pytest.raises(ValueError, match=message):
         model(jnp.zeros(shape), capture=capture)
 
 
-def test_mae_faults_and_mask():
-    model = variants.build(variants.VARIANTS["crate-mae-testing"], 0)
+def test_mae_faults_and_mask(run):
+    model = testing("crate-mae-testing")
     with pytest.raises(ValueError, match="expected one number for each patch"):
         model(images(), mask_noise=jnp.zeros((2, 15)))
     noise = jax.random.uniform(jax.random.key(0), (2, 15))
-    pred, out = model(images(24, 40), mask_noise=noise)
+    pred, out = run(model, images(24, 40), mask_noise=noise)
     assert pred.shape == (2, 15, 192)
     kept = int(15 * 0.25)
     np.testing.assert_array_equal(out["mask"].sum(1), 15 - kept)
@@ -220,4 +249,4 @@ def test_mae_faults_and_mask():
     # Hidden pixels cannot be seen: the prediction does not change with them.
     patches = layers.patchify(images(24, 40), 8) * (1 - out["mask"][..., None])
     hidden = patches.reshape(2, 3, 5, 8, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 24, 40, 3)
-    np.testing.assert_allclose(model(hidden, mask_noise=noise)[0], pred, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(run(model, hidden, mask_noise=noise)[0], pred, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Positions at other sizes, against OpenCV's bicubic (also Keys with a = -0.75) and the reference."""
+"""Positions at other sizes, against OpenCV's bicubic (Keys, a = -0.75, too) and the reference."""
 
 import cv2
 import numpy as np

@@ -1,0 +1,256 @@
+"""Read a checkpoint of anybody's, build the network, write it for somebody else."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from crate_jax import _version
+from crate_jax.convert import declare, files, identify, names, weights
+from crate_jax.models import base
+from crate_jax.models.base import ImageModelConfig, Transformer
+from crate_jax.models.positions import resize_positions
+
+# Beside the config's fields, `load` takes these.
+OPTIONS = ("published", "entry", "drop_head", "step")
+_HEAD = ("head_norm", "head_hidden", "head")
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """A network's weights by our paths, in the dtype of the file, and what they are."""
+
+    config: ImageModelConfig
+    params: dict[str, np.ndarray]
+    origin: dict[str, str]  # where each field of the config comes from
+    source: str
+    unused: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def read(path: str | os.PathLike, **declared: Any) -> Checkpoint:
+    """A checkpoint file, or the directory of a run, with what the user declares; see `load`."""
+    declare.check_names(declared, OPTIONS)
+    path = pathlib.Path(path)
+    options = {name: declared.pop(name, None) for name in OPTIONS}
+    if path.is_dir():
+        checkpoint = _read_workdir(path, options, declared)
+    else:
+        if options["step"] is not None:
+            raise ValueError(f"step: expected a run's directory, got the file {path}")
+        checkpoint = _read_file(path, options, declared)
+    if options["drop_head"]:
+        _drop_head(checkpoint)
+    return checkpoint
+
+
+def _read_file(path: pathlib.Path, options: dict, declared: dict) -> Checkpoint:
+    found = identify.find(files.read(path), options["entry"])
+    notes = []
+    if options["drop_head"]:
+        _drop_head_tensors(found)
+    try:
+        if found.duplicates:
+            raise ValueError(
+                f"{len(found.duplicates)} names twice once prefixes are stripped: "
+                f"{weights.listed(found.duplicates)}"
+            )
+        told = identify.facts(found)
+        if found.family == "vit":
+            told, notes = _vit_pool(found, told, declared)
+        settled = _settle(found, told, declared, options["published"])
+        state = {name: files.to_array(name, tensor) for name, tensor in found.state.items()}
+        file_config = _at_files_size(settled)
+        params = weights.to_params(state, file_config, found.naming)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from error
+    unused = weights.UNUSED.get(found.family, ())
+    carried = {name: state[name] for name in unused if name in state}
+    if settled.resized_from:
+        params["positions"] = _resized(params["positions"], settled)
+        carried.pop("pos_embed", None)
+        rows, columns = settled.resized_from
+        notes.append(f"positions resampled from {rows} x {columns} patches")
+    if found.left_out:
+        notes.append(f"left out beside the network: {weights.listed(found.left_out)}")
+    if found.others:
+        notes.append(
+            f"read entry {found.entry!r}; others with a network: "
+            f"{', '.join(repr(o) for o in found.others)} (choose with entry=)"
+        )
+    return Checkpoint(settled.config, params, settled.origin, str(path), carried, notes)
+
+
+def _settle(found: identify.Found, told: dict, declared: Mapping, published: str | None):
+    """`declare.declare`, its complaints joined by what does not fit anyway."""
+    try:
+        return declare.declare(found, told, declared, published)
+    except ValueError as error:
+        more = declare.misfits(found, told)
+        raise ValueError("\n  ".join([str(error), *more])) from error
+
+
+def _vit_pool(found: identify.Found, told: dict, declared: Mapping) -> tuple[dict, list[str]]:
+    """timm names the last norm after what it does: fc_norm where tokens are averaged first."""
+    averaged = any(name.startswith("fc_norm.") for name in found.state)
+    pool = declared.get("pool")
+    if pool is None:
+        stored = (found.file.declaration or {}).get("config", {})
+        return told if stored or not averaged else {**told, "pool": "mean"}, []
+    name, other = ("fc_norm.", "norm.") if pool == "mean" else ("norm.", "fc_norm.")
+    if averaged == (pool == "mean"):
+        return told, []
+    found.state = {
+        name + k.removeprefix(other) if k.startswith(other) else k: v
+        for k, v in found.state.items()
+    }
+    return told, [
+        f"pool {pool} as declared; the file's last norm, {other[:-1]}, was trained for the other"
+    ]
+
+
+def _at_files_size(settled: declare.Declared) -> ImageModelConfig:
+    """The config with the image size that the file's positions have."""
+    if not settled.resized_from:
+        return settled.config
+    patch = settled.config.patch_size
+    rows, columns = settled.resized_from
+    return dataclasses.replace(settled.config, image_size=(rows * patch, columns * patch))
+
+
+def _resized(positions: np.ndarray, settled: declare.Declared) -> np.ndarray:
+    resized = resize_positions(
+        np.asarray(positions, np.float32),
+        settled.resized_from,
+        settled.config.grid,
+        settled.config.positions,
+    )
+    return np.asarray(resized).astype(positions.dtype)
+
+
+def _drop_head_tensors(found: identify.Found) -> None:
+    heads = {
+        "crate": ("mlp_head.", "head."),
+        "crate_alpha": ("mlp_head.", "head/", "encoder_norm/"),
+        "vit": ("head.",),
+    }.get(found.family, ())
+    found.state = {k: v for k, v in found.state.items() if not k.startswith(heads or "\0")}
+    if found.file.declaration:
+        found.file.declaration["config"].update(classes=0)
+
+
+def _drop_head(checkpoint: Checkpoint) -> None:
+    gone = [path for path in checkpoint.params if path.split("/")[0] in _HEAD]
+    for path in gone:
+        del checkpoint.params[path]
+    changes: dict[str, Any] = {"classes": 0}
+    if hasattr(checkpoint.config, "head_hidden"):
+        changes["head_hidden"] = None
+    checkpoint.config = dataclasses.replace(checkpoint.config, **changes)
+    checkpoint.notes.append("head dropped as asked")
+
+
+def _read_workdir(path: pathlib.Path, options: dict, declared: dict) -> Checkpoint:
+    from crate_jax.models import variants
+    from crate_jax.training import checkpoint as training
+
+    for name in ("published", "entry"):
+        if options[name] is not None:
+            raise ValueError(f"{name}: expected a file, got the directory {path}")
+    try:
+        params, stored, step = training.restore_params(path, options["step"])
+    except training.CheckpointError as error:
+        raise ValueError(str(error)) from error
+    flat = {p: np.asarray(x) for p, x in names.flatten(params)}
+    config = variants.from_dict(stored)
+    given = {k: v for k, v in declared.items() if v is not None}
+    wrong = [
+        f"{name}: declared as {value!r}, but the run's config says {getattr(config, name, None)!r}"
+        for name, value in given.items()
+        if name not in ("image_size", "positions") and getattr(config, name, None) != value
+    ]
+    if wrong:
+        raise ValueError(f"{path}:\n  " + "\n  ".join(wrong))
+    notes = [f"step {step}"]
+    if "positions" in given:
+        config = dataclasses.replace(config, positions=given["positions"])
+    if "image_size" in given and config.positions != "notebook":
+        wanted = dataclasses.replace(config, image_size=given["image_size"])
+        flat["positions"] = np.asarray(
+            resize_positions(flat["positions"], config.grid, wanted.grid, config.positions)
+        )
+        notes.append(f"positions resampled from {config.grid[0]} x {config.grid[1]} patches")
+        config = wanted
+    origin = dict.fromkeys(declare.DECLARABLE, "the run's config")
+    return Checkpoint(config, flat, origin, f"{path} at step {step}", notes=notes)
+
+
+def load(path: str | os.PathLike, **declared: Any) -> Transformer:
+    """A network with the weights of a checkpoint; `crate_jax.load`.
+
+    Args:
+        path: the directory of a run of ours; or a file of CRATE, CRATE-alpha, CRATE-MAE or a ViT in
+            DINO's or timm's names: `.safetensors`, `.npz` (CRATE-alpha's JAX names too), or, with
+            the `torch` extra, `.pth`, `.pth.tar`. Wrappers' prefixes, an optimiser beside the
+            weights and the like are seen through. The format is told by content.
+        **declared: what tensor shapes do not tell, unless the file says it (those written by
+            `python -m crate_jax.convert` to `.safetensors` and `.npz` do, and runs of ours):
+            `heads` (always needed but for one head without output map and for flax files);
+            `pool`, "cls" or "mean"; `image_size`, an int or (height, width): the grid of the file's
+            positions where their number fits, else the size that they are resampled to;
+            `positions`, "size", "dino" or "notebook", the rule of resampling; `lambd` and the
+            other fields in `declare.DECLARABLE`, which else have the defaults of the authors' code.
+            `published` names an entry of `published.PUBLISHED` that says them all. `entry` chooses
+            among several networks in a file ("student"). `drop_head=True` leaves the head out.
+            `step` chooses a step of a run.
+
+    Returns:
+        The network, parameters in float32. `model.config` says what it is.
+
+    Raises:
+        ValueError: what is undeclared, contradictory, missing, unexpected, duplicate or misshaped,
+            all at once; a damaged file, one that would run code, or one that is something else.
+            Nothing is loaded in part.
+        FileNotFoundError: where there is nothing at the path.
+        ImportError: for a PyTorch file without PyTorch.
+    """
+    checkpoint = read(path, **declared)
+    return weights.build(checkpoint.params, checkpoint.config)
+
+
+def save(
+    model: Transformer | Checkpoint, path: str | os.PathLike, unused: Mapping | None = None
+) -> None:
+    """Writes a network with the authors' names and layout, for their classes' `strict=True`.
+
+    Args:
+        model: a network, or a checkpoint as `read`.
+        path: where to. `.safetensors`; `.npz` (CRATE-alpha in its authors' JAX names, else PyTorch
+            names); with the `torch` extra `.pth`, a bare state dict, and `.pth.tar`,
+            `{"state_dict": ...}`. The first two carry the declaration, so that `load` needs none.
+        unused: tensors of CRATE-MAE's class that nothing uses; made up where absent.
+
+    Raises:
+        ValueError: for an unknown suffix.
+        ImportError: for the last two without PyTorch.
+    """
+    if isinstance(model, Checkpoint):
+        config, params, unused = model.config, model.params, unused or model.unused
+        source = model.source
+    else:
+        config, source = model.config, "memory"
+        params = {p: np.asarray(x) for p, x in names.flatten(base.split(model)[1])}
+    naming = naming_of(config, path)
+    state = weights.to_state(params, config, naming, unused)
+    declaration = {"config": config.to_dict(), "version": _version.__version__, "source": source}
+    files.write(path, state, declaration)
+
+
+def naming_of(config: ImageModelConfig, path: str | os.PathLike) -> str:
+    """The naming that a target gets: the authors' JAX names for CRATE-alpha's `.npz`."""
+    flax = files.suffix(path) == ".npz" and config.family == "crate_alpha"
+    return "flax" if flax else "pytorch"

@@ -1,0 +1,260 @@
+"""From shapes and declarations to a config. What shapes cannot tell is never guessed.
+
+Heads above all: the released demo model and B/8 have the same backbone shapes with 6 and 12 heads,
+and the wrong number raises no error but gives wrong maps.
+"""
+
+import dataclasses
+import difflib
+import math
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from crate_jax.convert import published, weights
+from crate_jax.convert.identify import Found
+from crate_jax.models import variants
+from crate_jax.models.base import ImageModelConfig
+
+# Fields of a config that a user may declare; the others are read off the shapes.
+DECLARABLE = (
+    "heads",
+    "pool",
+    "image_size",
+    "lambd",
+    "positions",
+    "step_size",
+    "epsilon",
+    "head_epsilon",
+    "norm_epsilon",
+    "nonlinearity",
+    "mlp_skip",
+    "mask_ratio",
+    "mean",
+    "std",
+)
+# These choose how a network is looked at; declaring them anew contradicts nothing.
+_CHOICES = ("image_size", "positions")
+_DEFAULT = "default of the code"
+
+
+@dataclasses.dataclass
+class Declared:
+    """A config, where each of its fields comes from, and the grid that the file's positions have."""
+
+    config: ImageModelConfig
+    origin: dict[str, str]
+    resized_from: tuple[int, int] | None = None  # (rows, columns) where positions were resampled
+
+
+def check_names(declared: Mapping[str, Any], options: tuple[str, ...]) -> None:
+    """Raises ValueError for a declaration that does not exist, naming the nearest."""
+    for name in declared:
+        if name not in DECLARABLE + options:
+            near = difflib.get_close_matches(name, DECLARABLE + options, n=1)
+            raise ValueError(
+                f"{name}: expected a declaration among {', '.join(DECLARABLE + options)}"
+                + (f"; did you mean {near[0]}?" if near else "")
+            )
+
+
+def declare(
+    found: Found,
+    told: Mapping[str, Any],
+    declared: Mapping[str, Any],
+    entry: str | None = None,
+) -> Declared:
+    """The config of the weights found.
+
+    Args:
+        found: which file, family and state.
+        told: `identify.facts(found)`.
+        declared: what the user says, by config field.
+        entry: the name of a published file, which says the rest.
+
+    Raises:
+        ValueError: everything undeclared or contradictory, together, each with its remedy.
+    """
+    problems: list[str] = []
+    known = variants.FAMILIES[found.family][0]
+    fields = {f.name for f in dataclasses.fields(known)}
+    told = dict(told)
+    patches, inner = told.pop("patches"), told.pop("inner")
+    not_heads = told.pop("not_heads", None)
+    values, origin = dict(told), dict.fromkeys(told, "told by shapes")
+    if "head_epsilon" in told:
+        origin["head_epsilon"] = _DEFAULT
+    stored = (found.file.declaration or {}).get("config", {})
+    source_size = None
+    sources = [("stored in the file", stored)]
+    if entry is not None:
+        sources.append((f"published {entry}", _published(entry, values, found.family, problems)))
+    sources.append(("declared", {k: v for k, v in declared.items() if v is not None}))
+    for source, given in sources:
+        for name, value in given.items():
+            if name not in DECLARABLE or (name not in fields and source != "declared"):
+                continue
+            if name not in fields:
+                problems.append(f"{name}: {found.family} has none, got {value!r}")
+                continue
+            value = _plain(name, value)
+            if name == "image_size" and source == "stored in the file":
+                source_size = value
+            contradicts = name in values and name not in _CHOICES and values[name] != value
+            if contradicts and origin[name] != _DEFAULT:
+                problems.append(
+                    f"{name}: {source} as {value!r}, but {origin[name]} as {values[name]!r}; leave "
+                    f"{name} out, or convert the original file anew"
+                )
+                continue
+            values[name], origin[name] = value, source
+
+    if "heads" not in values:
+        problems.append(_undeclared_heads(values, inner, not_heads, found.family))
+    elif not_heads == values["heads"]:
+        problems.append(
+            f"heads: declared {not_heads}, but one head of full width has no output map and this "
+            f"file has one; candidates: {_divisors(inner, not_heads)}"
+        )
+    elif not isinstance(values["heads"], int) or values["heads"] < 1 or inner % values["heads"]:
+        problems.append(
+            f"heads: expected a divisor of the inner width {inner} "
+            f"({_divisors(inner, not_heads)}), got {values['heads']!r}"
+        )
+    else:
+        values["head_dim"] = inner // values["heads"]
+    if "lambd" not in values and (match := re.search(r"lmd([0-9.]+[0-9])", found.file.path.name)):
+        problems.append(
+            f"lambd: the file's name says lmd{match[1]} and the code's default is another; declare "
+            f"lambd={match[1]}"
+        )
+    grid = _grid(patches, values, source_size, problems)
+    if problems:
+        raise ValueError(
+            f"{found.file.path}: {found.family} of width {values['dim']}, depth {values['depth']}, "
+            f"patch {values['patch_size']}\n  " + "\n  ".join(problems)
+        )
+    resized_from = _place(grid, values, origin)
+    config = known.from_dict(values)
+    for name in DECLARABLE:
+        if name in fields:
+            origin.setdefault(name, _DEFAULT)
+    return Declared(config, origin, resized_from)
+
+
+def misfits(found: Found, told: Mapping[str, Any]) -> list[str]:
+    """What does not fit in a file's tensors whatever is declared.
+
+    Heads and the grid change no name and no shape (but one head, which is told), so any will do.
+    """
+    patch, patches = told["patch_size"], told["patches"]
+    stand_in: dict[str, Any] = {"image_size": (patch, patch * patches)}
+    if "heads" not in told:
+        stand_in["heads"] = told["inner"]  # heads of width 1, always a divisor
+    undeclared = dataclasses.replace(
+        found, file=dataclasses.replace(found.file, path=pathlib.Path("-"), declaration=None)
+    )
+    try:
+        config = declare(undeclared, told, stand_in).config
+    except ValueError as error:
+        return [line.strip() for line in str(error).splitlines()[1:]]
+    return weights.misfits(found.state, config, found.naming)
+
+
+def _plain(name: str, value: Any) -> Any:
+    if name == "image_size":
+        size = (value, value) if isinstance(value, int) else tuple(int(v) for v in value)
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"image_size: expected a size or (height, width), got {value!r}")
+        return size
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _published(entry, values, family, problems) -> dict[str, Any]:
+    known = published.entry(entry)
+    config = variants.VARIANTS[known.variant]
+    for name in ("dim", "depth", "patch_size"):
+        if config.family != family or getattr(config, name) != values[name]:
+            problems.append(
+                f"published: {entry} is a {config.family} of width {config.dim}, depth "
+                f"{config.depth}, patch {config.patch_size}, which this file is not"
+            )
+            return {}
+    return dict(known.declared)
+
+
+def _divisors(inner: int, not_heads: int | None) -> str:
+    return ", ".join(str(h) for h in range(1, inner + 1) if not inner % h and h != not_heads)
+
+
+def candidates(values: Mapping[str, Any], family: str) -> list[str]:
+    """Named networks and published files that have these shapes, with their heads."""
+    shape = (family, values["dim"], values["depth"], values["patch_size"])
+    same = [
+        f"{name} ({config.heads} heads)"
+        for name, config in variants.VARIANTS.items()
+        if (config.family, config.dim, config.depth, config.patch_size) == shape
+    ]
+    return same + [
+        f"published={name} ({known.declared['heads']} heads)"
+        for name, known in published.PUBLISHED.items()
+        if (c := variants.VARIANTS[known.variant])
+        and (c.family, c.dim, c.depth, c.patch_size) == shape
+    ]
+
+
+def _undeclared_heads(values, inner, not_heads, family) -> str:
+    named = candidates(values, family)
+    return (
+        f"heads: undeclared, and tensor shapes do not tell; declare heads= (--heads), one of "
+        f"{_divisors(inner, not_heads)}"
+        + (f"; of this size are known {', '.join(named)}" if named else "")
+    )
+
+
+def _grid(patches, values, source_size, problems) -> tuple[int, int] | None:
+    """(rows, columns) of the file's positions, if it can be told."""
+    patch, size = values["patch_size"], values.get("image_size")
+    for given, name in ((size, "image_size"), (source_size, "stored image_size")):
+        if given is not None and any(s % patch for s in given):
+            problems.append(f"{name}: expected multiples of the patch size {patch}, got {given}")
+            return None
+    if source_size is not None:
+        grid = source_size[0] // patch, source_size[1] // patch
+        if grid[0] * grid[1] == patches:
+            return grid
+        problems.append(
+            f"stored image_size {source_size} has {grid[0] * grid[1]} patches, the file's positions "
+            f"have {patches}"
+        )
+        return None
+    if size is not None and (size[0] // patch) * (size[1] // patch) == patches:
+        return size[0] // patch, size[1] // patch
+    side = math.isqrt(max(patches, 0))
+    if side and side**2 == patches:
+        return side, side
+    pairs = [(r, patches // r) for r in range(1, patches + 1) if not patches % r]
+    shown = ", ".join(f"({r * patch}, {c * patch})" for r, c in pairs)
+    problems.append(
+        f"image_size: {patches} positions are no square grid, and their number does not tell its "
+        f"sides; declare image_size=(height, width), one of {shown}"
+        + (f", got {size}" if size else "")
+    )
+    return None
+
+
+def _place(grid, values, origin) -> tuple[int, int] | None:
+    """Settles image_size; returns the file's grid where positions must be resampled to another."""
+    patch = values["patch_size"]
+    own = (grid[0] * patch, grid[1] * patch)
+    wanted = values.setdefault("image_size", own)
+    origin.setdefault("image_size", "told by shapes, a square")
+    if wanted == own:
+        return None
+    if values.get("positions") == "notebook":
+        # That rule resamples from the stored grid at every call, so the stored grid stays.
+        values["image_size"] = own
+        origin["image_size"] = "of the file; the notebook rule resamples at every call"
+        return None
+    return grid

@@ -1,0 +1,86 @@
+"""`--inspect`: what a file is, in lines for a person."""
+
+import collections
+import os
+import pathlib
+from collections.abc import Mapping
+
+from crate_jax.convert import declare, files, identify, weights
+
+
+def inspect(path: str | os.PathLike) -> str:
+    """Family, width, depth, patch, classes, prefixes, extra entries, what is still undeclared.
+
+    Raises:
+        ValueError: where the file cannot be read; one that is read but not known is described.
+        FileNotFoundError: where there is none.
+        ImportError: for a PyTorch file without PyTorch.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        return _inspect_workdir(path)
+    file = files.read(path)
+    lines = [("file", str(path)), ("format", f"{file.format}, {path.stat().st_size:,} bytes")]
+    try:
+        found = identify.find(file)
+    except ValueError:
+        lines.append(("family", f"unknown; {identify.contents(file)}"))
+        return _table(lines)
+    lines += [
+        ("family", found.family),
+        ("names", "the authors' JAX code" if found.naming == "flax" else "PyTorch"),
+        ("entry", found.entry or "(top level)"),
+        ("prefixes", " ".join(found.prefixes) or "none"),
+        ("extra entries", weights.listed(found.extra) or "none"),
+    ]
+    for label, values in (
+        ("other networks", found.others),
+        ("beside the network", found.left_out),
+        ("duplicates", found.duplicates),
+    ):
+        if values:
+            lines.append((label, weights.listed(values)))
+    counts = collections.Counter(
+        str(getattr(t, "dtype", "?")).removeprefix("torch.") for t in found.state.values()
+    )
+    lines.append(("tensors", ", ".join(f"{n} {dtype}" for dtype, n in counts.items())))
+    try:
+        told = identify.facts(found)
+    except ValueError as error:
+        lines.append(("problem", str(error)))
+        return _table(lines)
+    lines += _sizes(told)
+    try:
+        settled = declare.declare(found, told, {})
+    except ValueError as error:
+        lines += [("undeclared", problem.strip()) for problem in str(error).splitlines()[1:]]
+    else:
+        for name, origin in settled.origin.items():
+            if name in declare.DECLARABLE:
+                lines.append((name, f"{getattr(settled.config, name)} ({origin})"))
+    lines += [("problem", text) for text in declare.misfits(found, told)]
+    return _table(lines)
+
+
+def _sizes(told: Mapping) -> list[tuple[str, str]]:
+    shown = ["dim", "depth", "decoder_depth", "patch_size", "patches", "classes", "head_hidden"]
+    labels = {"dim": "width", "patch_size": "patch"}
+    lines = [(labels.get(name, name), str(told[name])) for name in shown if name in told]
+    lines += [
+        (name, str(told[name])) for name in ("attention", "nonlinearity", "pool") if name in told
+    ]
+    return lines
+
+
+def _inspect_workdir(path: pathlib.Path) -> str:
+    from crate_jax.convert import checkpoints
+
+    checkpoint = checkpoints.read(path)
+    lines = [("run", checkpoint.source), ("network", weights.describe(checkpoint.config))]
+    lines += [(k, str(v)) for k, v in checkpoint.config.to_dict().items()]
+    return _table(lines)
+
+
+def _table(lines: list[tuple[str, str]]) -> str:
+    width = max(len(label) for label, _ in lines) + 2
+    return "\n".join(f"{label:<{width}}{text}" for label, text in lines)

@@ -1,0 +1,77 @@
+"""A network as StableHLO: one file that runs without this package, through `jax.export`."""
+
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+
+from crate_jax.convert import files
+from crate_jax.models import base
+from crate_jax.models.base import Transformer
+from crate_jax.segmentation import attention
+
+SUFFIX = ".stablehlo"
+_TOLERANCE = 1e-4
+
+
+def export(
+    model: Transformer,
+    path: str | os.PathLike,
+    *,
+    layer: int = -1,
+    platforms: tuple[str, ...] = ("cpu", "cuda", "tpu"),
+) -> float:
+    """Writes a network with its weights as StableHLO, reads it back and compares.
+
+    The function maps images f32[batch, h, w, 3], normalised, at the network's own image size and any
+    batch, to a dictionary: "logits" f32[batch, classes] (features without a head), "features"
+    f32[batch, d] and "cls_maps" f32[batch, heads, patches], softmax over patches of
+    <q_CLS, k_i> / sqrt(d_head) in one layer. `jax.export.deserialize(bytes).call(images)` runs it.
+
+    Args:
+        model: the network.
+        path: a name ending in `.stablehlo`.
+        layer: whose maps.
+        platforms: it is lowered for.
+
+    Returns:
+        The largest relative error of the re-loaded outputs on two batch sizes.
+
+    Raises:
+        ValueError: for another suffix, or where the re-loaded function disagrees.
+        OSError: where it cannot be written.
+    """
+    path = pathlib.Path(path)
+    if path.suffix != SUFFIX:
+        raise ValueError(f"target {path}: expected a name ending in {SUFFIX}")
+    definition, params = base.split(model)
+
+    def apply(images):
+        logits, out = base.merge(definition, params)(images, capture=layer)
+        maps = attention.cls_maps(out["query"][0], out["key"][0])
+        return {"logits": logits, "features": out["features"], "cls_maps": maps}
+
+    height, width = model.config.image_size
+    (batch,) = jax_export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.float32)
+    exported = jax_export.export(jax.jit(apply), platforms=platforms)(images)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.whole(path) as temporary:
+        pathlib.Path(temporary).write_bytes(exported.serialize())
+        again = jax_export.deserialize(bytearray(pathlib.Path(temporary).read_bytes()))
+        worst = 0.0
+        for count in (1, 3):
+            sample = jax.random.normal(jax.random.key(count), (count, height, width, 3))
+            expected, got = jax.jit(apply)(sample), again.call(sample)
+            for name, value in expected.items():
+                difference = np.linalg.norm(got[name] - value) / np.linalg.norm(value)
+                worst = max(worst, float(difference))
+        if not worst <= _TOLERANCE:
+            raise ValueError(
+                f"{path}: expected the re-loaded function to agree within {_TOLERANCE}, got a "
+                f"relative error of {worst:.2e}; nothing was written"
+            )
+    return worst
