@@ -144,6 +144,8 @@ def progress_line(step: int, total: int, values: Mapping[str, float], eta: float
         parts.append(f"MFU {100 * values['time/mfu']:.1f} %")
     if values["time/input_wait_fraction"] > 0.1:
         parts.append(f"waiting for input {100 * values['time/input_wait_fraction']:.0f} %")
+    if "train/skipped_images" in values:
+        parts.append(f"{values['train/skipped_images']} corrupt images skipped")
     parts.append(f"ETA {metrics.duration_text(eta)}")
     return "  ".join(parts)
 
