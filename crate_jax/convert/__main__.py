@@ -1,10 +1,10 @@
 """Convert a checkpoint, or say what one is.
 
-    python -m crate_jax.convert --source=crate_mini.pth.tar --heads=4 --target=crate_mini.safetensors
-    python -m crate_jax.convert --source=RUN_DIRECTORY --target=model.pth
-    python -m crate_jax.convert --source=crate-demo.pth --published=crate-demo --target=demo.safetensors
-    python -m crate_jax.convert --source=model.safetensors --target=model.stablehlo
-    python -m crate_jax.convert --inspect=FILE
+python -m crate_jax.convert --source=crate_mini.pth.tar --heads=4 --target=crate_mini.safetensors
+python -m crate_jax.convert --source=RUN_DIRECTORY --target=model.pth
+python -m crate_jax.convert --source=crate-demo.pth --published=crate-demo --target=demo.safetensors
+python -m crate_jax.convert --source=model.safetensors --target=model.stablehlo
+python -m crate_jax.convert --inspect=FILE
 """
 
 import argparse

@@ -220,8 +220,10 @@ def _torch(purpose: str):
 
 def is_tensor(value: object) -> bool:
     """Whether a leaf is a NumPy array or a PyTorch tensor."""
-    return isinstance(value, np.ndarray) or type(value).__module__.split(".")[0] == "torch" and (
-        hasattr(value, "untyped_storage")
+    return (
+        isinstance(value, np.ndarray)
+        or type(value).__module__.split(".")[0] == "torch"
+        and (hasattr(value, "untyped_storage"))
     )
 
 

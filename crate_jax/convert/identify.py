@@ -68,7 +68,8 @@ def find(file: files.File, entry: str | None = None) -> Found:
     chosen.extra = tuple(
         str(key)
         for key, value in file.tree.items()
-        if str(key) != top and not (chosen.entry == "" and files.is_tensor(value))
+        if str(key) != top
+        and not (chosen.entry == "" and files.is_tensor(value))
         and not str(key).startswith(f"{chosen.entry}/" if chosen.entry else "\0")
     )
     chosen.others = tuple(f.entry for f in found if f is not chosen)
@@ -115,9 +116,7 @@ def _network(file: files.File, entry: str, tensors: dict[str, Any]) -> Found | N
             if file.format == "NumPy archive" and entry == "":
                 # Arrays of nested entries were named with their path.
                 state = {k: v for k, v in state.items() if naming == "flax" or "/" not in k}
-            return Found(
-                file, entry, family, naming, state, prefixes, duplicates, left_out, (), ()
-            )
+            return Found(file, entry, family, naming, state, prefixes, duplicates, left_out, (), ())
     return None
 
 

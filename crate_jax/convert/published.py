@@ -56,7 +56,10 @@ def _table() -> dict[str, Published]:
     for size, patch, heads in (("s", 16, 6), ("s", 8, 6), ("b", 16, 12), ("b", 8, 12)):
         stem = f"dino_{'deitsmall' if size == 's' else 'vitbase'}{patch}_pretrain"
         table[f"dino-vit{size}{patch}"] = Published(
-            f"vit-{size}{patch}", f"{stem}.pth or {stem}_full_checkpoint.pth", _DINO, {"heads": heads}
+            f"vit-{size}{patch}",
+            f"{stem}.pth or {stem}_full_checkpoint.pth",
+            _DINO,
+            {"heads": heads},
         )
     return table
 

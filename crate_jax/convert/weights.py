@@ -43,7 +43,9 @@ def misfits(state: Mapping[str, Any], config: ImageModelConfig, naming: str) -> 
             if tuple(state[name].shape) != tensor.shape
         ],
         "not floating-point": [
-            f"{name} ({state[name].dtype})" for name in there if "float" not in str(state[name].dtype)
+            f"{name} ({state[name].dtype})"
+            for name in there
+            if "float" not in str(state[name].dtype)
         ],
     }
     return [f"{len(found)} {kind}: {listed(found)}" for kind, found in kinds.items() if found]

@@ -15,13 +15,18 @@ TESTING = ("crate-testing", "crate-alpha-testing", "crate-mae-testing", "vit-tes
 
 @functools.cache
 def built(config, **kwargs):
-    """A network with weights, drawn under one jit: eager initialisation compiles every draw."""
-    definition, _ = base.split(variants.abstract(config, **kwargs))
-    params = jax.jit(lambda: base.split(variants.build(config, 0, **kwargs))[1])()
-    return base.merge(definition, params)
+    """A network with weights from NumPy, none of them trivial; drawing them in JAX compiles."""
+    definition, shapes = base.split(variants.abstract(config, **kwargs))
+    generator = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        x = generator.normal(0, 1 / np.sqrt(leaf.shape[0] if leaf.ndim == 2 else 10), leaf.shape)
+        return jnp.asarray(x + ("scale" in str(path[-1])), jnp.float32)
+
+    return base.merge(definition, jax.tree_util.tree_map_with_path(draw, shapes))
 
 
-def testing(name, **overrides):
+def tiny(name, **overrides):
     return built(variants.config(name, **overrides))
 
 
@@ -44,7 +49,7 @@ def test_shapes_and_capture(name, run):
 
 
 def test_captured_layers_are_the_ones_asked_for(run):
-    model = testing("crate-testing")
+    model = tiny("crate-testing")
     _, every = run(model, images(), capture=True)
     _, picked = run(model, images(), capture=(-1, 0))
     for key in ("query", "key", "tokens"):
@@ -65,8 +70,8 @@ def test_query_is_key_for_mssa_only():
         )
         return found == [True]
 
-    assert same(testing("crate-testing"))
-    assert not same(testing("vit-testing"))
+    assert same(tiny("crate-testing"))
+    assert not same(tiny("vit-testing"))
 
 
 def plain_crate(params, x, heads, patch=8, eps=1e-5, eta=0.1, lambd=0.1):
@@ -198,7 +203,7 @@ def test_crate_mlp_skip_is_an_option(run):
 
 def test_merge_reads_string_layer_numbers():
     """Checkpoint libraries turn dictionary keys into strings."""
-    model = testing("crate-testing", depth=11)
+    model = tiny("crate-testing", depth=11)
     definition, params = base.split(model)
     params["layers"] = {str(i): layer for i, layer in params["layers"].items()}
     again = base.split(base.merge(definition, params))[1]
@@ -209,7 +214,7 @@ def test_merge_reads_string_layer_numbers():
 
 
 def test_preprocess():
-    model = testing("crate-testing")
+    model = tiny("crate-testing")
     white = np.full((1, 32, 32, 3), 255, np.uint8)
     expected = (1 - np.array(base.IMAGENET_MEAN)) / np.array(base.IMAGENET_STD)
     np.testing.assert_allclose(model.preprocess(white)[0, 0, 0], expected, rtol=1e-6)
@@ -228,13 +233,13 @@ def test_preprocess():
     ],
 )
 def test_faults_of_calls_are_named(shape, capture, message):
-    model = testing("crate-testing")
+    model = tiny("crate-testing")
     with pytest.raises(ValueError, match=message):
         model(jnp.zeros(shape), capture=capture)
 
 
 def test_mae_faults_and_mask(run):
-    model = testing("crate-mae-testing")
+    model = tiny("crate-mae-testing")
     with pytest.raises(ValueError, match="expected one number for each patch"):
         model(images(), mask_noise=jnp.zeros((2, 15)))
     noise = jax.random.uniform(jax.random.key(0), (2, 15))
