@@ -206,18 +206,22 @@ def timed(function, *arguments):
     return time.perf_counter() - start, result
 
 
+# VmHWM, not getrusage's ru_maxrss: that one starts at the parent's resident set.
 PEAK = """
-import resource, sys
+import sys
 import numpy as np
 from crate_jax.segmentation.maskcut import maskcut
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(name)) / 1024
+
 features = np.load(sys.argv[1])
 grid, tau, max_masks = (int(sys.argv[2]), int(sys.argv[3])), float(sys.argv[4]), int(sys.argv[5])
 maskcut(features[:144], (12, 12), tau)  # loads what is loaded late
-with open("/proc/self/statm") as file:
-    before = int(file.read().split()[1]) * resource.getpagesize() / 2**20
+before = status("VmRSS")
 maskcut(features, grid, tau, max_masks)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-print(peak - before, peak)
+print(status("VmHWM") - before, status("VmHWM"))
 """
 
 
@@ -225,7 +229,7 @@ def peak_memory(features, grid, tau, max_masks):
     """Return (growth during the call, whole process) in MB; nan where there is no /proc."""
     import numpy as np
 
-    if not os.path.exists("/proc/self/statm"):
+    if not os.path.exists("/proc/self/status"):
         return float("nan"), float("nan")
     with tempfile.NamedTemporaryFile(suffix=".npy") as file:
         np.save(file, features)

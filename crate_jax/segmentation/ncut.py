@@ -195,15 +195,16 @@ def _iterate(graph: Graph) -> tuple[np.ndarray, np.ndarray] | None:
         vector_done = residual[0] <= max(VECTOR_TOLERANCE * gap, 1e-13)
         # Error of a Ritz value: residual^2 / distance to the next, and never above the residual.
         value_done = residual[1] ** 2 <= VALUE_TOLERANCE * max(theta[1] - theta[2], residual[1])
-        exact = residual[0] <= max(1e-9 * gap, 1e-13)  # nothing more to gain
+        floor = _SINGLE_FLOOR if single else 1e-13
+        stalled = residual[0] < 10 * floor and residual[0] > last / 2
+        spent = residual[0] <= floor or stalled  # this precision has no more to give
+        last = residual[0]
         if (vector_done and value_done) and (
-            exact or _sides_decided(graph, leading[0], residual[0] / gap)
+            spent or _sides_decided(graph, leading[0], residual[0] / gap)
         ):
             return theta[:2], leading[0]
-        stalled = residual[0] < 10 * _SINGLE_FLOOR and residual[0] > last / 2
-        last = residual[0]
-        if single and (residual[0] < _SINGLE_FLOOR or stalled):
-            single = False  # the rest of the way is below float32's rounding
+        if single and spent:
+            single, last = False, np.inf  # the rest is below float32's rounding
             graph.to_double()
             fresh, used = leading, 1
         elif used + _BLOCK > len(basis):
