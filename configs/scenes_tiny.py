@@ -1,4 +1,4 @@
-"""Quick start."""
+"""Quick start: python -m crate_jax.main --config=configs/scenes_tiny.py --workdir=DIR."""
 
 from crate_jax import config as configuration
 

@@ -259,3 +259,31 @@ def differences(old: Any, new: Any) -> list[str]:
         for key in sorted(set(old) | set(new))
         if old.get(key, absent) != new.get(key, absent) and key not in MAY_CHANGE
     ]
+
+
+def arguments(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
+    """The argument of a config file, `FILE.py:key=value,key=value`, read by its defaults' types.
+
+    Args:
+        arg: the text after the colon; None or "" for all defaults. One value without a key belongs
+            to the first default.
+        **defaults: every argument that the file knows, with its default.
+
+    Raises:
+        ValueError: for an unknown key (names the nearest) or a value of another type.
+    """
+    values = ml_collections.ConfigDict(defaults)
+    for number, part in enumerate(filter(None, (arg or "").split(","))):
+        key, separator, text = part.partition("=")
+        if not separator and number == 0:
+            key, text = next(iter(defaults)), part
+        choices("config argument", key, tuple(defaults))
+        kind = type(defaults[key])
+        try:
+            value = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)
+        except ValueError:
+            raise ValueError(
+                f"config argument {key}: expected {kind.__name__}, got {text!r}"
+            ) from None
+        values[key] = value
+    return values

@@ -11,7 +11,9 @@ taken from the package.
 
 import logging
 import pathlib
+import re
 import sys
+import traceback
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -57,13 +59,27 @@ def packaged_config(argument: str) -> str:
     return argument
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parsing, with unknown config keys as one line that names the nearest."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:
+        origin = traceback.extract_tb(error.__traceback__)[-1].filename
+        if "ml_collections" not in origin:
+            raise  # a fault inside the config file: its traceback says where
+        near = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', str(error.args[0]))
+        hint = f"{near[2]}, did you mean {near[1]}?" if near else f"({error.args[0]})"
+        print(f"error: --config: unknown key {hint}", file=sys.stderr)
+        sys.exit(2)
+
+
 def run() -> None:
     """The command line."""
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     flags.mark_flags_as_required(["config", "workdir"])
     sys.argv[1:] = [packaged_config(argument) for argument in sys.argv[1:]]
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)
 
 
 if __name__ == "__main__":

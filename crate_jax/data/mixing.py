@@ -25,8 +25,7 @@ def mixup(
     Returns:
       images and labels of the same shapes and types.
     """
-    lam = jax.random.beta(key, alpha, alpha)
-    return _blend(lam, images), _blend(lam, labels)
+    return _mixup(jax.random.beta(key, alpha, alpha), images, labels)
 
 
 def cutmix(
@@ -47,14 +46,8 @@ def cutmix(
     Returns:
       images and labels of the same shapes and types.
     """
-    key_lam, key_row, key_column = jax.random.split(key, 3)
-    side = jnp.sqrt(1 - jax.random.beta(key_lam, alpha, alpha))
-    height, width = images.shape[1:3]
-    rows = _interval(key_row, side, height)
-    columns = _interval(key_column, side, width)
-    box = rows[:, None] & columns[None, :]
-    images = jnp.where(box[None, :, :, None], jnp.roll(images, 1, axis=0), images)
-    return images, _blend(1 - box.mean(), labels)
+    key_lam, key_box = jax.random.split(key)
+    return _cutmix(jax.random.beta(key_lam, alpha, alpha), key_box, images, labels)
 
 
 def mixup_or_cutmix(
@@ -86,12 +79,33 @@ def mixup_or_cutmix(
         return mixup(key, images, labels, mixup_alpha)
     if not mixup_alpha:
         return cutmix(key, images, labels, cutmix_alpha)
-    key_switch, key = jax.random.split(key)
+    key_switch, key_lam, key_box = jax.random.split(key, 3)
+    is_cutmix = jax.random.bernoulli(key_switch, switch)
+    # one Beta sampler for both kinds: compiling it takes seconds
+    alpha = jnp.where(is_cutmix, cutmix_alpha, mixup_alpha)
+    lam = jax.random.beta(key_lam, alpha, alpha)
     return jax.lax.cond(
-        jax.random.bernoulli(key_switch, switch),
-        lambda: cutmix(key, images, labels, cutmix_alpha),
-        lambda: mixup(key, images, labels, mixup_alpha),
+        is_cutmix,
+        lambda: _cutmix(lam, key_box, images, labels),
+        lambda: _mixup(lam, images, labels),
     )
+
+
+def _mixup(lam: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _blend(lam, images), _blend(lam, labels)
+
+
+def _cutmix(
+    lam: jax.Array, key: jax.Array, images: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    key_row, key_column = jax.random.split(key)
+    side = jnp.sqrt(1 - lam)
+    height, width = images.shape[1:3]
+    rows = _interval(key_row, side, height)
+    columns = _interval(key_column, side, width)
+    box = rows[:, None] & columns[None, :]
+    images = jnp.where(box[None, :, :, None], jnp.roll(images, 1, axis=0), images)
+    return images, _blend(1 - box.mean(), labels)
 
 
 def _blend(lam: jax.Array, values: jax.Array) -> jax.Array:

@@ -98,8 +98,8 @@ def line_chart(
         axes.set_xlabel(x_label)
         for line in drawn:
             _draw(axes, line)
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole_x))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole_x, steps=[1, 2, 5, 10]))
         if not whole_x:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         _name_lines(axes, drawn)

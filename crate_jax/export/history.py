@@ -200,8 +200,8 @@ def chart_sections(history: History) -> list[dict]:
         ("How it learned", "", [_loss(history), _accuracy(history), _emergence(history)]),
         (
             "Inside the layers",
-            "CRATE's layers compress tokens against subspaces and make them sparse: the two "
-            "terms of sparse rate reduction, measured on held-out images.",
+            "Measured on held-out images. Compressing tokens (a low coding rate) and making them "
+            "sparse are the two terms of sparse rate reduction, which CRATE's layers optimise.",
             [_iou_by_layer(history), _coding_rate(history), _non_zeros(history)],
         ),
     ]
@@ -271,7 +271,12 @@ def _iou_by_layer(history: History) -> dict:
         _by_layer(history, "val/cls_iou/mass/best", "trained"),
         _by_layer(history, "val/cls_iou_random/mass/best", "random", tone="muted", dashed=True),
     ]
-    note = "Best head, mass rule, beside the same network with random weights."
+    layers = lines[0].x
+    for label, name in (("whole image", "all_ones"), ("centred box", "centre_box")):
+        if layers and f"val/cls_iou_{name}" in history.last:
+            level = history.last[f"val/cls_iou_{name}"]
+            lines.append(Line(label, [layers[0], layers[-1]], [level, level], 0.0, dashed=True))
+    note = "Best head, mass rule, beside what needs no learning."
     return _chart("Attention IoU by layer", note, lines, "layer")
 
 

@@ -228,6 +228,7 @@ def _example(example: Mapping) -> dict:
     if len(numbers) != len(maps):
         raise ValueError(f"expected a number for each of {len(maps)} layers; got {numbers}")
     chosen = _thinned(len(maps))
+    heads = _heads(maps[chosen], mask)
     photo, small = _photo(image)
     label, predicted = example.get("label") or "", example.get("predicted") or ""
     return {
@@ -239,7 +240,7 @@ def _example(example: Mapping) -> dict:
         "label": label,
         "predicted": predicted,
         "right": label == predicted,
-        "layers": [{"number": numbers[i], "heads": _heads(maps[i], mask)} for i in chosen],
+        "layers": [{"number": numbers[i], "heads": h} for i, h in zip(chosen, heads, strict=True)],
     }
 
 
@@ -250,25 +251,22 @@ def _thinned(layers: int) -> list[int]:
     return [round(layers * (k + 1) / _MOST_LAYERS) - 1 for k in range(_MOST_LAYERS)]
 
 
-def _heads(maps: np.ndarray, mask: np.ndarray | None) -> list[dict]:
-    """One layer's maps f[heads, rows, columns]: pictures, and the fit where the truth is known."""
-    grid, flat = maps.shape[1:], maps.reshape(len(maps), -1)
-    kept = {rule: np.asarray(keep(flat)) for rule, keep in attention.RULES.items()}
-    heads = []
-    for index, values in enumerate(maps):
-        head = {"map": _map_png(values)}
-        for rule in kept:
-            head[rule] = _shadow_png(kept[rule][index].reshape(grid))
-            head[f"iou_{rule}"], head[f"best_{rule}"] = None, False
-        heads.append(head)
-    if mask is not None:
-        scores = scoring.cls_iou(flat[None], mask[None], grid)
-        for rule, values in scores.items():
-            values = np.asarray(values)[0]
+def _heads(maps: np.ndarray, mask: np.ndarray | None) -> list[list[dict]]:
+    """Pictures of maps f[layers, heads, rows, columns], and their fit where the truth is known."""
+    flat = maps.reshape(*maps.shape[:2], -1)
+    shown = [[{"map": _map_png(head)} for head in layer] for layer in maps]
+    for rule, keep in attention.RULES.items():
+        kept = np.asarray(keep(flat))
+        fit = np.full(maps.shape[:2], np.nan)
+        if mask is not None and mask.any():
+            fit = scoring.class_iou(kept, mask.astype(int), maps.shape[2:])[1][0]
+        for layer, heads in enumerate(shown):
             for index, head in enumerate(heads):
-                head[f"iou_{rule}"] = float(values[index])
-                head[f"best_{rule}"] = index == int(values.argmax())
-    return heads
+                iou = float(fit[layer, index])
+                head[rule] = _shadow_png(kept[layer, index].reshape(maps.shape[2:]))
+                head[f"iou_{rule}"] = None if np.isnan(iou) else iou
+                head[f"best_{rule}"] = index == fit[layer].argmax() and not np.isnan(iou)
+    return shown
 
 
 def _reconstruction(image: np.ndarray, masked: np.ndarray, prediction: np.ndarray) -> dict:

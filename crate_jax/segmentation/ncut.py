@@ -27,7 +27,7 @@ from scipy.linalg import blas, eigh
 EPS = 1e-5
 """Weight of an absent edge; keeps every degree positive (TokenCut's constant)."""
 
-VECTOR_TOLERANCE = 1e-4
+VECTOR_TOLERANCE = 3e-5
 """Largest residual / eigengap, a bound on the angle (radians) to the exact eigenvector."""
 
 VALUE_TOLERANCE = 5e-6
@@ -38,11 +38,11 @@ AMBIGUOUS_GAP = 1e-6
 
 _BLOCK = 2  # sees a double eigenvalue, and needs 40 % fewer products in total than a block of 4
 _FIRST_CHECK = 10  # basis size; earlier a small residual may belong to the third eigenvector
-_BASIS = 48  # columns kept before the basis is compressed to the leading Ritz vectors
-_RESTART = 8
-_MAX_PASSES = 90
-_DENSE_BELOW = 48  # nodes; the whole basis would not fit in so small a space
-_SINGLE_FLOOR = 2e-6  # residual that float32 products reach
+_BASIS = 96  # columns kept before the basis is compressed to the leading Ritz vectors
+_RESTART = 40  # many: components of a sparse graph crowd at mu = 0 and must all be kept
+_MAX_PASSES = 120
+_DENSE_BELOW = 100  # nodes; the whole basis would not fit in so small a space
+_SINGLE_FLOOR = 3e-7  # residual that float32 products reach
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def unit_rows(features: np.ndarray) -> np.ndarray:
     The norm is taken in float64, so that no finite float32 row overflows. Zero rows stay zero.
     """
     norms = np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64))
-    return features * (1.0 / np.maximum(norms, 1e-12)).astype(np.float32)[:, None]
+    return features / np.maximum(norms, 1e-12).astype(np.float32)[:, None]
 
 
 def affinity(features: np.ndarray, tau: float, block: int = 256) -> np.ndarray:
@@ -133,8 +133,8 @@ class Graph:
 def solve(graph: Graph) -> Cut:
     """Return the second and third eigenpair of the graph's normalised cut.
 
-    Accuracy: residual of the second pair at most 1e-4 of the eigengap (angle to the exact vector
-    about 1e-4 rad), error of both eigenvalues below 1e-4. Deterministic: the start reads no
+    Accuracy: residual of the second pair at most 3e-5 of the eigengap (angle to the exact vector
+    about 3e-5 rad), error of both eigenvalues below 1e-4. Deterministic: the start reads no
     features and the noise in it is fixed.
     """
     trivial_cut = _degenerate(graph)
@@ -174,9 +174,10 @@ def _iterate(graph: Graph) -> tuple[np.ndarray, np.ndarray] | None:
     capacity = min(_BASIS, graph.size - 2)
     basis = np.empty((1 + capacity, len(graph.nodes)))  # row 0 is the trivial eigenvector
     products = np.empty_like(basis)
-    basis[0], used, single = graph.trivial, 1, True
+    basis[0], used, single, last = graph.trivial, 1, True, np.inf
     fresh = noise.standard_normal((_BLOCK, len(graph.nodes)))
-    fresh[0] = graph.scale
+    # D^-1/2 1 leads towards the sparse patches; noise in both rows, to see a double eigenvalue.
+    fresh[0] += graph.scale / np.sqrt(np.mean(graph.scale**2))
     for _ in range(_MAX_PASSES):
         new = slice(used, used + _BLOCK)
         basis[new] = _orthonormal(fresh, basis[:used], graph.nodes, noise)
@@ -194,10 +195,16 @@ def _iterate(graph: Graph) -> tuple[np.ndarray, np.ndarray] | None:
         vector_done = residual[0] <= max(VECTOR_TOLERANCE * gap, 1e-13)
         # Error of a Ritz value: residual^2 / distance to the next, and never above the residual.
         value_done = residual[1] ** 2 <= VALUE_TOLERANCE * max(theta[1] - theta[2], residual[1])
-        if vector_done and value_done:
+        floor = _SINGLE_FLOOR if single else 1e-13
+        stalled = residual[0] < 10 * floor and residual[0] > last / 2
+        spent = residual[0] <= floor or stalled  # this precision has no more to give
+        last = residual[0]
+        if (vector_done and value_done) and (
+            spent or _sides_decided(graph, leading[0], residual[0] / gap)
+        ):
             return theta[:2], leading[0]
-        if single and value_done and residual[0] < _SINGLE_FLOOR:
-            single = False  # the rest of the way is below float32's rounding
+        if single and spent:
+            single, last = False, np.inf  # the rest is below float32's rounding
             graph.to_double()
             fresh, used = leading, 1
         elif used + _BLOCK > len(basis):
@@ -207,26 +214,36 @@ def _iterate(graph: Graph) -> tuple[np.ndarray, np.ndarray] | None:
     return None
 
 
+def _sides_decided(graph: Graph, y: np.ndarray, angle: float) -> bool:
+    """Whether no patch lies so near the mean of v that the remaining error could move it across.
+
+    The bipartition is v > mean(v). The error of y has length `angle`; three times its root mean
+    square per patch is taken as the bound.
+    """
+    v = graph.scale * y
+    margin = np.abs(v - v.sum() / graph.size)
+    return not (margin < 3 * angle / np.sqrt(graph.size) * graph.scale).any()
+
+
 def _orthonormal(block, basis, nodes, noise: np.random.Generator) -> np.ndarray:
     """Orthonormalise the rows of `block` against those of `basis` and each other.
 
     A row that lies in their span (the Krylov space is exhausted, as on graphs with few distinct
     patches) is replaced by noise.
     """
-    rows = []
-    for row in block:
-        row = row / max(np.linalg.norm(row), 1e-300)
-        for _ in range(4):
-            for _ in range(2):  # twice is enough (Kahan)
-                row = row - (basis @ row) @ basis
-                for earlier in rows:
-                    row -= (earlier @ row) * earlier
-            length = np.linalg.norm(row)
-            if length > 1e-10:
-                break
-            row = noise.standard_normal(len(row)) * nodes
-        rows.append(row / length)
-    return np.stack(rows)
+    block = block / np.linalg.norm(block, axis=1, keepdims=True)
+    clean = 0
+    while clean < 2:  # twice is enough (Kahan)
+        block -= (block @ basis.T) @ basis
+        clean += 1
+        for k, row in enumerate(block):
+            row -= (block[:k] @ row) @ block[:k]
+            length = np.sqrt(row @ row)
+            if length < 1e-10:
+                row[:] = noise.standard_normal(len(row)) * nodes
+                length, clean = np.sqrt(row @ row), 0
+            row /= length
+    return block
 
 
 def _dense(graph: Graph, fallback: bool) -> Cut:

@@ -21,6 +21,7 @@ _BLOCK = 4
 _STEPS = 6  # block products per cycle: a basis of 28 columns, small enough for batched Jacobi
 _MAX_CYCLES = 6
 _VECTOR_TOLERANCE = 2e-4  # residual / eigengap; float32 rounding allows no less on most images
+_LEAST_GAP = 1e-4  # a smaller one is within reach of float32's rounding
 
 SMALLEST = 64
 """Fewest patches for which the basis of a cycle fits; smaller graphs belong on the host."""
@@ -108,7 +109,8 @@ def _solve_one(edges, painted, remove):
 
     def accurate(theta, residual):
         gap = theta[0] - theta[1]
-        vector = residual[0] <= _VECTOR_TOLERANCE * gap
+        # theta = -2 stands for an empty column: the space held fewer than three directions.
+        vector = (residual[0] <= _VECTOR_TOLERANCE * gap) & (gap > _LEAST_GAP) & (theta[2] > -1)
         value = residual[1] ** 2 <= VALUE_TOLERANCE * jnp.maximum(theta[1] - theta[2], residual[1])
         return vector & value
 
@@ -152,9 +154,12 @@ def _orthonormal(block, basis):
     eigendecomposition: matrix products only, where QR would run column by column. Directions
     that the block does not really have become zero columns.
     """
+    block = block / jnp.maximum(jnp.linalg.norm(block, axis=0), 1e-30)
     for _ in range(2):
         block = block - _matmul(basis, _matmul(basis.T, block))
-        block = block / jnp.maximum(jnp.linalg.norm(block, axis=0), 1e-30)
+        length = jnp.linalg.norm(block, axis=0)
+        # What float32's rounding leaves of a vector in the span of the basis is no direction.
+        block = jnp.where(length > 1e-5, block / jnp.maximum(length, 1e-30), 0)
         squared, axes = jnp.linalg.eigh(_matmul(block.T, block))
         inverse_root = jnp.where(squared > 1e-6, jax.lax.rsqrt(jnp.maximum(squared, 1e-30)), 0)
         block = _matmul(block, axes * inverse_root)

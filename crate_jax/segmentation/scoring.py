@@ -16,6 +16,7 @@ Conventions, everywhere in this file:
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -149,6 +150,11 @@ def cls_iou(
     valid = jnp.ones_like(masks) if void is None else ~jnp.asarray(void, bool)
     if valid.shape != masks.shape:
         raise ValueError(f"expected void of the masks' shape {masks.shape}; got {valid.shape}")
+    return _cls_iou(maps, masks, valid, tuple(grid), fraction)
+
+
+@partial(jax.jit, static_argnames=("grid", "fraction"))
+def _cls_iou(maps, masks, valid, grid, fraction):
     objects, valid = cell_counts(jnp.stack([masks & valid, valid]), grid)
     result = {}
     for rule, keep in RULES.items():

@@ -40,8 +40,8 @@ def model_line(config: ImageModelConfig, params: Any, flops: float, dtype: str) 
     size = " x ".join(str(side) for side in config.image_size)
     return (
         f"model     {config.family}, {size} px in patches of {config.patch_size}, "
-        f"dim {config.dim}, depth {config.depth}, heads {config.heads}, {count:,} parameters, {dtype}, "
-        f"{flops / 1e9:.3g} GFLOP an image and step"
+        f"dim {config.dim}, depth {config.depth}, heads {config.heads}, {count:,} parameters, "
+        f"{dtype}, {flops / 1e9:.3g} GFLOP an image and step"
     )
 
 
@@ -144,6 +144,8 @@ def progress_line(step: int, total: int, values: Mapping[str, float], eta: float
         parts.append(f"MFU {100 * values['time/mfu']:.1f} %")
     if values["time/input_wait_fraction"] > 0.1:
         parts.append(f"waiting for input {100 * values['time/input_wait_fraction']:.0f} %")
+    if "train/skipped_images" in values:
+        parts.append(f"{values['train/skipped_images']} corrupt images skipped")
     parts.append(f"ETA {metrics.duration_text(eta)}")
     return "  ".join(parts)
 

@@ -1,6 +1,7 @@
 """The data of a run as the loop wants it: opened, checked against the model, in batches."""
 
 import dataclasses
+import pathlib
 from collections.abc import Iterator
 
 import jax
@@ -83,6 +84,20 @@ def data_line(data: Data, plan: Durations, batch_size: int) -> str:
         f"images, {data.train.num_classes} classes; {plan.total} steps of {batch_size}, "
         f"{epochs:.3g} epochs"
     )
+
+
+def list_skipped(
+    batches: datasets.TrainIterator, source: datasets.Source, directory: pathlib.Path
+) -> dict[str, int]:
+    """Counts the corrupt images met so far, and lists their paths in skipped_images_P.txt.
+
+    Only where there are any, which needs `config.data.on_corrupt="skip"`; P is this process.
+    """
+    if not batches.skipped:
+        return {}
+    path = directory / f"skipped_images_{jax.process_index()}.txt"
+    path.write_text("".join(f"{source.path(index)}\n" for index in batches.skipped))
+    return {"train/skipped_images": len(batches.skipped)}
 
 
 def pixels_and_labels(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

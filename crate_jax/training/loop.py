@@ -161,6 +161,7 @@ def train(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -> i
                     check_finite(step)
                     training = steps.reset_sums(training)
                     values |= watch.lap(step)
+                    values |= inputs.list_skipped(batches, data.train, directory)
                     record(step, values)
                     say(console.progress_line(step, plan.total, values, watch.eta()))
                     checkpoints.poll()

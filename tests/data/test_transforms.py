@@ -62,7 +62,8 @@ def test_random_resized_crop_shows_the_box(picture):
         expected = np.asarray(box.resize((64, 64), Image.Resampling.BILINEAR))
         assert result.shape == (64, 64, 3)
         assert result.dtype == np.uint8
-        assert np.abs(result.astype(int) - expected).mean() < 3  # a box against a triangle filter
+        # another filter; a box one pixel of the result off differs by 15 to 30
+        assert np.abs(result.astype(int) - expected).mean() < 4
 
 
 def test_shrinking_is_antialiased():

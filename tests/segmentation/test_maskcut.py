@@ -169,14 +169,14 @@ def test_equals_the_dense_solver_on_photographs(name, channels, tau):
 
 def test_host_and_device_agree_in_both_modes():
     grid = (10, 14)
-    features = np.stack([blobs(grid, 5, 0.8, seed) for seed in range(6)])
+    features = np.stack([blobs(grid, 5, 0.8, seed) for seed in range(8)])
     for corrected in (False, True):
         host = maskcut_batch(features, grid, 0.1, corrected=corrected, where="host")
         device = maskcut_batch(features, grid, 0.1, corrected=corrected, where="device")
         np.testing.assert_allclose(host.eigenvalues, device.eigenvalues, atol=1e-5)
         np.testing.assert_array_equal(host.tied, device.tied)
         decided = ~host.tied.any(axis=1)
-        assert decided.sum() >= 4
+        assert decided.sum() >= 5
         np.testing.assert_array_equal(host.masks[decided], device.masks[decided])
         for i, image in enumerate(features):
             alone = maskcut(image, grid, 0.1, corrected=corrected)
@@ -209,8 +209,6 @@ def test_a_gap_below_float32_is_resolved_in_double():
     np.testing.assert_allclose(result.eigenvalues[0], mu, rtol=1e-4)
     assert 0 < result.confidence[0] < 1e-5
     assert np.abs(result.eigenvectors[0] - v).max() < 1e-3 * np.abs(v).max()
-    device = maskcut_batch(features[None], grid, 0.2, max_masks=1, where="device")
-    np.testing.assert_array_equal(device.masks[0], result.masks)
 
 
 def test_dense_fallback_is_counted_and_exact(monkeypatch):

@@ -58,6 +58,17 @@ def test_cls_iou_equals_iou_of_upsampled_masks(grid, size):
         np.testing.assert_allclose(scores[rule], scoring.iou(up, masks[:, None], void[:, None]))
 
 
+def test_cls_iou_of_several_layers_at_once():
+    maps = np.random.default_rng(0).random((2, 3, 4, 6)).astype(np.float32)
+    masks = np.random.default_rng(1).random((3, 8, 9)) < 0.4
+    layers = jax.vmap(lambda layer: scoring.cls_iou(layer, masks, (2, 3)))(maps)
+    for rule in ("mass", "area"):
+        assert layers[rule].shape == (2, 3, 4)
+        np.testing.assert_array_equal(
+            layers[rule][1], scoring.cls_iou(maps[1], masks, (2, 3))[rule]
+        )
+
+
 def test_area_rule_is_bounded_by_the_objects_share():
     """60 % of the image kept, object share s below that: IoU is at most s / 0.6."""
     mask = box(10, 10, 0, 0, 3, 10)

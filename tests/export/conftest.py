@@ -1,6 +1,7 @@
 """A made-up run that looks like a real one: photographs, attention on objects, metrics."""
 
 import numpy as np
+import pytest
 from skimage import data, transform
 
 LAYERS, HEADS, GRID, SIDE = 6, 6, 8, 64
@@ -15,9 +16,8 @@ def scene(rng):
     y, x = np.mgrid[:SIDE, :SIDE]
     cy, cx = rng.uniform(20, 44, 2)
     angle = np.arctan2(y - cy, x - cx)
-    radius = rng.uniform(12, 18) * (
-        1 + 0.3 * np.sin(rng.integers(2, 5) * angle + rng.uniform(0, 6))
-    )
+    lobes = 1 + 0.3 * np.sin(rng.integers(2, 5) * angle + rng.uniform(0, 6))
+    radius = rng.uniform(12, 18) * lobes
     mask = np.hypot(y - cy, x - cx) < radius
     tint = rng.uniform(0.2, 1, 3)
     image[mask] = 0.25 * image[mask] + 0.75 * tint
@@ -99,3 +99,19 @@ LEDE = (
     "A CRATE that was trained on class labels alone. No mask was ever shown to it; the masks here "
     "only measure how well what its [CLS] token attends to fits the object."
 )
+
+
+@pytest.fixture(scope="session")
+def run():
+    """What `write_report` takes, all of it."""
+    shown = examples()
+    return {
+        "title": "CRATE on scenes",
+        "lede": LEDE,
+        "config": CONFIG,
+        "history": history(),
+        "examples": shown,
+        "facts": FACTS,
+        "environment": ENVIRONMENT,
+        "reconstructions": [(e["image"], e["image"] // 3, e["image"]) for e in shown[:3]],
+    }

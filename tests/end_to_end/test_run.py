@@ -1,0 +1,133 @@
+"""One short run in this process: what it writes, evaluation alone, and errors before any work."""
+
+import json
+
+import pytest
+
+from crate_jax import config as configuration
+from crate_jax.training import loop
+from tests.end_to_end import runs, tiny_config
+
+
+def config(**changes):
+    c = tiny_config.get_config("4")
+    c.checkpoint_every = c.evaluate_every = "2 steps"
+    for key, value in changes.items():
+        section, _, name = key.rpartition("__")
+        (c[section] if section else c)[name] = value
+    return c
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    assert loop.train(config(report=True, tensorboard=True), workdir) == 0
+    return workdir
+
+
+def test_files(finished):
+    names = {p.name for p in finished.iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "checkpoints", "tensorboard", "report"}
+    assert runs.checkpoint_steps(finished) == [2, 4]
+    assert json.loads((finished / "config.json").read_text())["model"]["dim"] == 24
+    assert list((finished / "tensorboard").iterdir())
+
+
+def test_metric_names(finished):
+    last = runs.metrics(finished)[-1]
+    layers = ("layer01", "layer02")
+    expected = {"step", "val/loss", "val/top1", "val/top5", "val/images", "val/object_fraction"}
+    expected |= {"val/cls_iou_all_ones", "val/cls_iou_centre_box"}
+    for layer in layers:
+        expected |= {f"val/coding_rate/{layer}", f"val/sparsity/{layer}"}
+        for rule in ("mass", "area"):
+            figures = [f"val/cls_iou/{rule}/{head}/{layer}" for head in ("best", "mean")]
+            figures.append(f"val/cls_iou_gain/{rule}/best/{layer}")
+            expected |= {f"{name}{end}" for name in figures for end in ("", "/low", "/high")}
+            expected |= {f"val/cls_iou_random/{rule}/{h}/{layer}" for h in ("best", "mean")}
+    assert set(last) == expected
+    assert last["val/images"] == 24
+    training = runs.metrics(finished)[-2]
+    assert set(training) == {"step", "train/loss", "train/top1", "train/learning_rate"}
+    readme = (runs.ROOT / "README.md").read_text()
+    stems = {name.split("/layer")[0] for name in expected | set(training)} - {"step"}
+    for stem in stems:
+        for value, pattern in (
+            ("mass", "RULE"),
+            ("area", "RULE"),
+            ("best", "HEAD"),
+            ("mean", "HEAD"),
+        ):
+            stem = stem.replace(f"/{value}", f"/{pattern}")
+        assert f"`{stem}" in readme, stem
+
+
+def test_report_shows_the_run(finished):
+    page = (finished / "report" / "index.html").read_text()
+    assert page.count("data:image/") > 2 * 2 * 3  # images, layers, heads
+    assert "CRATE on scenes" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_evaluation_alone_repeats_the_last_figures(finished, capsys):
+    assert loop.evaluate(config(), finished) == 0
+    alone = json.loads((finished / "eval.json").read_text())
+    last = runs.metrics(finished)[-1]
+    assert alone.keys() == last.keys()
+    assert alone == pytest.approx(last, rel=1e-5, abs=1e-6)
+    assert "val/top1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"batch_size": 3, "accumulate": 2},
+            "batch_size: expected a multiple of the 1 devices times 2",
+        ),
+        ({"fsdp": 3}, "fsdp: expected a divisor of the 1 devices, got 3"),
+        (
+            {"model__classes": 7},
+            "model.classes: expected at least the 10 classes of the data, got 7",
+        ),
+        ({"model__patch_size": 5}, "image_size: expected multiples of patch_size 5"),
+        ({"model__heads": 5}, "heads: expected a divisor of dim 24, got 5"),
+        ({"data__image_size": 40}, "data.image_size: expected the model's 32 x 32, got 40"),
+        ({"data__name": "scene"}, "scenes"),
+        ({"remat": "some"}, "remat: expected one of none, full, dots"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints: expected at least 1"),
+    ],
+)
+def test_errors_come_before_anything_is_written(changes, message, tmp_path):
+    with pytest.raises(ValueError) as error:
+        loop.train(config(**changes), tmp_path / "run")
+    assert message in str(error.value)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_dry_run_writes_nothing(tmp_path, capsys):
+    assert loop.train(config(dry_run=True), tmp_path / "run") == 0
+    assert not (tmp_path / "run").exists()
+    output = capsys.readouterr().out
+    assert "memory" in output
+    assert "9,490 parameters" in output
+
+
+def test_workdir_that_is_a_file_or_of_unknown_origin(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot be written"):
+        loop.train(config(), tmp_path / "file")
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"holds metrics.jsonl but no config.json"):
+        loop.train(config(), tmp_path)
+
+
+def test_unknown_config_key_on_the_command_line(tmp_path):
+    done = runs.run(tmp_path, "--config.optimizer.learning_rte=1", check=False)
+    assert done.returncode == 2
+    assert "unknown key learning_rte, did you mean learning_rate?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_plain_config_is_json():
+    assert json.loads(json.dumps(configuration.plain(config())))["steps"] == 4

@@ -1,0 +1,234 @@
+"""The report's file: what it says, what it leaves out, what it never fetches."""
+
+import re
+
+import numpy as np
+import pytest
+
+from crate_jax.export import charts, history, report
+
+
+@pytest.fixture(scope="module")
+def page(run, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report" / "index.html"
+    assert report.write_report(path, **run) == path
+    return path.read_text("utf-8")
+
+
+def test_page_holds_everything_and_fetches_nothing(page):
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert addresses
+    assert all(a.startswith(("data:", "#")) for a in addresses)
+    assert "<script" not in page
+    assert not re.search(r"url\((?!['\"]?(data:|#))", page)
+    assert "@import" not in page
+    assert len(page) < 1_500_000
+
+
+def test_user_text_is_escaped(page):
+    assert "&lt;script&gt;alert(" in page
+    assert 'lang="en"' in page
+
+
+def test_headline_figures_are_the_last_metrics(page, run):
+    last = {}
+    for line in run["history"]:
+        last |= line
+    iou = last["val/cls_iou/mass/best/layer05"]
+    gain = iou - last["val/cls_iou_random/mass/best/layer05"]
+    values = re.findall(r'<p class="value">(.*?)</p>', page)
+    loss = f"{last['val/loss']:.3f}"
+    assert values == [f"{iou:.3f}", f"+{gain:.3f}", f"{100 * last['val/top1']:.1f} %", loss]
+    assert f"95 % interval {iou - 0.011:.3f}–{iou + 0.012:.3f}" in page
+
+
+def test_table_marks_the_best_layer_of_each_column():
+    measured = history.History(
+        [
+            {"step": 1, "val/cls_iou/mass/best/layer01": 0.9},
+            {
+                "step": 2,
+                "val/cls_iou/mass/best/layer01": 0.2,
+                "val/cls_iou/mass/best/layer02": 0.5,
+                "val/cls_iou/area/mean/layer01": 0.4,
+                "val/cls_iou/area/mean/layer02": 0.1,
+                "val/cls_iou_random/mass/best/layer01": 0.8,
+                "val/cls_iou_all_ones": 0.25,
+            },
+        ]
+    )
+    table = history.layer_table(measured)
+    assert [rule["columns"] for rule in table["rules"]] == [
+        ["best head", "random weights"],
+        ["mean head"],
+    ]
+    values = [[cell["value"] for cell in row["cells"]] for row in table["rows"]]
+    assert values == [[0.2, 0.8, 0.4], [0.5, None, 0.1]]
+    marked = [[cell["best"] for cell in row["cells"]] for row in table["rows"]]
+    assert marked == [[False, False, True], [True, False, False]]
+    assert table["baselines"] == [("Predicting the whole image", 0.25, "")]
+    assert measured.best_layer() == 2
+
+
+def test_table_and_bars_of_the_page(page):
+    assert page.count("<mark>") == 4
+    assert page.count('<div class="bar') - page.count('<div class="bars') == 4
+    assert "Predicting a centred box <b>0.334</b> (0.323–0.346)" in page
+
+
+def test_every_picture_of_every_layer_is_there(page):
+    assert page.count('class="map pixels"') == 12 * 6 * 6
+    assert page.count('class="head best-mass') == 12 * 6
+    assert page.count("<svg role") == 6
+    assert 'id="layer-5" checked' in page
+
+
+def test_the_same_run_gives_the_same_bytes(run, page, tmp_path):
+    again = report.write_report(tmp_path / "index.html", **run)
+    assert again.read_text("utf-8") == page
+
+
+def test_parts_without_data_are_left_out(tmp_path):
+    path = report.write_report(tmp_path / "index.html", title="Empty", config={}, history=[])
+    page = path.read_text()
+    assert "<section" not in page
+    lines = [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": float("nan")}]
+    report.write_report(path, title="MAE", config={"a": {"b": 1}}, history=lines)
+    page = path.read_text()
+    assert "Training loss" in page
+    assert "a.b" in page
+    assert "Layer by layer" not in page
+
+
+def test_summary_stands_over_the_history(run, tmp_path):
+    summary = {"val/top1": 0.123}
+    path = report.write_report(
+        tmp_path / "i.html", title="t", config={}, history=run["history"], summary=summary
+    )
+    assert "12.3 %" in path.read_text()
+
+
+def test_big_maps_keep_the_page_below_three_megabytes(tmp_path):
+    rng = np.random.default_rng(0)
+    photo = np.repeat(np.repeat(rng.integers(0, 256, (30, 40, 3), np.uint8), 16, 0), 16, 1)
+    maps = rng.random((12, 12, 30, 40)).astype(np.float32)
+    example = {"image": photo, "maps": maps}
+    path = report.write_report(
+        tmp_path / "i.html", title="t", config={}, history=[], examples=[example] * 12
+    )
+    page = path.read_text()
+    assert path.stat().st_size < 3_000_000
+    shown = [int(n) for n in re.findall(r'id="layer-(\d+)"', page)]
+    assert shown == [2, 4, 6, 8, 10, 12]
+    assert "0.00</span>" not in page  # no truth, no IoU
+    assert "--columns: 6; --phone-columns: 3" in page
+
+
+def test_examples_may_have_grids_that_do_not_divide_them_and_their_own_layers(tmp_path):
+    example = {
+        "image": np.zeros((50, 70, 3), np.uint8),
+        "mask": np.ones((50, 70), bool),
+        "maps": np.full((2, 3, 4, 5), 0.05),
+        "layers": [9, 11],
+    }
+    path = report.write_report(
+        tmp_path / "i.html", title="t", config={}, history=[], examples=[example]
+    )
+    page = path.read_text()
+    assert re.findall(r'id="layer-(\d+)"( checked)?', page) == [("9", ""), ("11", " checked")]
+    assert page.count('<span class="by-mass">0.60</span>') == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"maps": np.zeros((2, 3, 4))}, r"maps f\[layers, heads, rows, columns\]"),
+        ({"mask": np.zeros((9, 9), bool)}, r"image's size \(8, 8\); got \(9, 9\)"),
+        ({"image": np.zeros((8, 8, 3))}, "uint8"),
+        ({"layers": [1]}, "each of 2 layers"),
+    ],
+)
+def test_wrong_examples_are_named(tmp_path, change, message):
+    example = {"image": np.zeros((8, 8, 3), np.uint8), "maps": np.ones((2, 1, 2, 2))} | change
+    with pytest.raises(ValueError, match=message):
+        report.write_report(
+            tmp_path / "i.html", title="t", config={}, history=[], examples=[example]
+        )
+    assert not (tmp_path / "i.html").exists()
+
+
+def test_gallery_embeds_or_links(tmp_path):
+    image = np.zeros((500, 300, 3), np.uint8)
+    items = [
+        {
+            "name": "<b>.jpg",
+            "panels": [("image", image), ("masks", "overlays/b.png")],
+            "confidences": [0.75, 0.5],
+            "note": "2 masks",
+        }
+    ]
+    path = report.write_gallery(tmp_path / "g.html", title="Photos", items=items, settings={"k": 1})
+    page = path.read_text()
+    assert "&lt;b&gt;.jpg" in page
+    assert 'src="overlays/b.png"' in page
+    assert page.count("<meter") == 2
+    empty = report.write_gallery(tmp_path / "e.html", title="None", items=[], settings={})
+    assert "No image." in empty.read_text()
+
+
+# -- charts ---------------------------------------------------------------------------------------
+
+
+def test_charts_take_their_colours_from_the_page():
+    lines = [
+        charts.Line("a", [0, 1], [1, 2], low=[0, 1], high=[2, 3]),
+        charts.Line("b", [0, 1], [1, 3], tone=0.5),
+    ]
+    svg = charts.line_chart(lines, title='say "x" & <y>', x_label="step")
+    assert "var(--accent)" in svg
+    assert "color-mix(in oklab, var(--to) 50%, var(--from))" in svg
+    assert "#0a0" not in svg
+    assert 'aria-label="say &#34;x&#34; &amp; &lt;y&gt;"' in svg
+    assert not re.search(r'<svg[^>]* (width|height)="', svg)
+    assert "<style" not in svg
+
+
+def test_charts_leave_out_what_is_not_finite_and_thin_what_is_long():
+    nothing = charts.Line("a", [0, 1], [np.nan, np.inf])
+    assert charts.line_chart([nothing], title="t", x_label="x") == ""
+    steps = np.arange(100_000)
+    long = charts.line_chart([charts.Line("a", steps, np.sin(steps))], title="t", x_label="x")
+    assert len(long) < 40_000
+
+
+def test_names_of_lines_are_kept_apart_and_in_order():
+    wanted = np.array([0.1, 0.1, 0.12, 0.5, 0.9])
+    placed = charts._apart(wanted, 0.1)
+    assert (np.diff(placed) >= 0.1 - 1e-12).all()
+    assert placed[:3].mean() == pytest.approx(wanted[:3].mean())
+    np.testing.assert_allclose(placed[3:], wanted[3:])
+
+
+# -- colours --------------------------------------------------------------------------------------
+
+
+def luminance(color):
+    channels = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return linear @ (0.2126, 0.7152, 0.0722)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_the_contrast_that_wcag_asks_for(page, scheme):
+    """WCAG 2.1 AA: 4.5 for text; 3 for graphics."""
+    light, dark = re.findall(r":root \{(.*?)\}", page, re.DOTALL)[:2]
+    colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", light if scheme == "light" else dark))
+
+    def contrast(front, back):
+        bright, dim = sorted([luminance(colors[front]), luminance(colors[back])], reverse=True)
+        return (bright + 0.05) / (dim + 0.05)
+
+    for back in ("paper", "card"):
+        for front in ("ink", "ink-2", "accent", "good", "bad", "muted", "to"):
+            assert contrast(front, back) >= 4.5, (front, back)
+        assert contrast("from", back) >= 3

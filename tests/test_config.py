@@ -1,0 +1,134 @@
+import importlib.util
+import json
+import pathlib
+
+import ml_collections
+import pytest
+
+from crate_jax import config as configuration
+from crate_jax.models import variants
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.py") if p.name != "__init__.py")
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_resolves_and_describes_a_network(path):
+    module = load(path)
+    config = configuration.resolve(module.get_config())
+    model = variants.from_dict(config.model.to_dict())
+    assert variants.count_parameters(model) > 0
+    assert configuration.durations(config, 1_281_167).total > 0
+    assert "python -m crate_jax.main" in module.__doc__
+    json.dumps(configuration.plain(config))
+
+
+@pytest.mark.parametrize("size", "tsbl")
+def test_imagenet_twins(size):
+    module = load(ROOT / "configs" / f"imagenet_{size}.py")
+    assert module.get_config("model=vit").model.family == "vit"
+    assert module.get_config("nonlinearity=mlp").model.nonlinearity == "mlp"
+    with pytest.raises(ValueError, match="did you mean model"):
+        module.get_config("modle=vit")
+
+
+def resolved(**changes):
+    c = configuration.default()
+    c.steps = 10
+    with c.unlocked():
+        for key, value in changes.items():
+            c[key] = value
+    return configuration.resolve(c)
+
+
+def test_unknown_keys_name_the_nearest_all_at_once():
+    c = configuration.default()
+    c.steps = 10
+    c.optimizer.learning_rte = 1.0
+    c.batchsize = 3
+    with pytest.raises(ValueError) as error:
+        configuration.resolve(c)
+    assert "unknown key optimizer.learning_rte, did you mean optimizer.learning_rate?" in str(
+        error.value
+    )
+    assert "unknown key batchsize, did you mean batch_size?" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": "many"}, "batch_size: expected int, got 'many'"),
+        ({"batch_size": True}, "batch_size: expected int, got True"),
+        ({"label_smoothing": "0.1"}, "label_smoothing: expected float"),
+        ({"log_every": "often"}, 'log_every: expected a duration such as 500, "500 steps"'),
+        ({"epochs": 3.0}, "exactly one of steps and epochs"),
+        ({"steps": None}, "exactly one of steps and epochs"),
+        ({"dtype": "float16"}, "dtype: expected one of float32, bfloat16"),
+        ({"optimizer": 3}, "optimizer: expected a section"),
+    ],
+)
+def test_wrong_values_are_named(changes, message):
+    with pytest.raises(ValueError) as error:
+        resolved(**changes)
+    assert message in str(error.value)
+
+
+def test_numbers_are_accepted_where_they_mean_the_same():
+    c = resolved(label_smoothing=0, log_every=7)
+    assert c.label_smoothing == 0
+    assert configuration.durations(c, 1000).log == 7
+
+
+@pytest.mark.parametrize(
+    ("value", "steps"),
+    [
+        (500, 500),
+        ("500", 500),
+        ("500 steps", 500),
+        ("5 epochs", 50),
+        ("1 epoch", 10),
+        ("2.5 epochs", 25),
+        ("48000 examples", 480),
+        ("1 examples", 1),
+        (0, 0),
+        ("0 epochs", 0),
+    ],
+)
+def test_durations(value, steps):
+    assert configuration.duration(value, batch_size=100, examples=1000) == steps
+
+
+@pytest.mark.parametrize("value", ["five", "5 hours", "-3", "", None, True])
+def test_durations_that_are_none(value):
+    with pytest.raises(ValueError, match="expected a duration"):
+        configuration.duration(value, 100, 1000)
+
+
+def test_differences_ignore_what_changes_no_number():
+    old, new = resolved(), resolved(log_every="3 steps", seed=4, label_smoothing=0.2)
+    saved = json.loads(json.dumps(configuration.plain(old)))
+    assert configuration.differences(saved, old) == []
+    assert configuration.differences(saved, new) == [
+        "label_smoothing: 0.0 -> 0.2",
+        "seed: 0 -> 4",
+    ]
+
+
+def test_arguments_of_a_config_file():
+    read = configuration.arguments("vit,steps=30,flip=false", model="crate", steps=10, flip=True)
+    assert read == ml_collections.ConfigDict({"model": "vit", "steps": 30, "flip": False})
+    with pytest.raises(ValueError, match="steps: expected int, got 'x'"):
+        configuration.arguments("steps=x", model="crate", steps=10)
+
+
+def test_model_section_keeps_head_dim_open():
+    section = configuration.model("crate-testing")
+    section.heads = 6
+    assert variants.from_dict(section.to_dict()).head_dim == 4
