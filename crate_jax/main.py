@@ -19,6 +19,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from crate_jax import allocator
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration: FILE.py or FILE.py:ARGUMENT.", lock_config=True
 )
@@ -75,6 +77,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def run() -> None:
     """The command line."""
+    allocator.keep_freed_memory()
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     flags.mark_flags_as_required(["config", "workdir"])

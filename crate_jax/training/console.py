@@ -207,10 +207,11 @@ def print_evaluation(values: Mapping[str, Any]) -> None:
         columns = {
             "mass best": "val/cls_iou/mass/best/{}",
             "mass mean": "val/cls_iou/mass/mean/{}",
-            "mass random": "val/cls_iou_random/mass/best/{}",
+            "random weights": "val/cls_iou_random/mass/best/{}",
+            "other's mask": "val/cls_iou_other/mass/best/{}",
             "gain [95 %]": "val/cls_iou_gain/mass/best/{}",
             "area best": "val/cls_iou/area/best/{}",
-            "area random": "val/cls_iou_random/area/best/{}",
+            "other's mask (area)": "val/cls_iou_other/area/best/{}",
         } | columns
     for title in columns:
         table.add_column(title, justify="right")

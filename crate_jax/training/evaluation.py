@@ -2,7 +2,8 @@
 
 Names: val/top1, val/top5, val/loss; val/cls_iou/RULE/HEAD/layerNN with RULE mass or area, HEAD best
 or mean and layers from 01; val/cls_iou_random/... for the same network with random weights;
-val/cls_iou_all_ones, val/cls_iou_centre_box; val/coding_rate/layerNN, val/sparsity/layerNN. An
+val/cls_iou_other/... for the same maps against another image's mask, which says how much is a prior
+on place; val/cls_iou_all_ones, val/cls_iou_centre_box; val/coding_rate/layerNN, val/sparsity/layerNN. An
 interval (95 %, bootstrap over images) adds /low and /high to its figure's name.
 """
 
@@ -32,7 +33,8 @@ def make_measure(
         mesh: the devices; the results are gathered on every one, so that each host reads all.
         capture: also measure every layer: coding_rate, sparsity f[b, layers].
         masks: the batch has `mask` bool[b, h, w]; with `capture` also mass, area
-            f[b, layers, heads], the IoU of each head's thresholded map, and the baselines.
+            f[b, layers, heads], the IoU of each head's thresholded map, other_mass, other_area,
+            the same against the mask of the image half a batch away, and the baselines.
         keep: the part of mass or area that the rules keep.
     """
 
@@ -58,12 +60,15 @@ def make_measure(
         )
         if masks:
             grid = tuple(side // model.config.patch_size for side in images.shape[1:3])
-            ious = []
+            ious, others = [], []
+            other = jnp.roll(batch["mask"], _partner(len(images)), axis=0)
             for layer in layers:
                 maps = attention.cls_maps(out["query"][layer], out["key"][layer])
                 ious.append(scoring.cls_iou(maps, batch["mask"], grid, fraction=keep))
+                others.append(scoring.cls_iou(maps, other, grid, fraction=keep))
             for rule in RULES:
                 figures[rule] = jnp.stack([iou[rule] for iou in ious], axis=1)
+                figures[f"other_{rule}"] = jnp.stack([iou[rule] for iou in others], axis=1)
             figures |= scoring.baselines(batch["mask"])
         return figures
 
@@ -122,6 +127,10 @@ class Evaluator:
             valid = arrays.pop("valid")
             figures = jax.device_get((self._full if full else self._plain)(params, arrays))
             valid = np.asarray(jax.device_get(_replicate(valid, self.mesh)))
+            paired = np.roll(valid, _partner(len(valid))) & (_partner(len(valid)) > 0)
+            for name in figures:
+                if name.startswith("other_"):
+                    figures[name] = np.where(paired[:, None, None], figures[name], np.nan)
             for name, value in figures.items():
                 columns.setdefault(name, []).append(value[valid])
             measured += int(valid.sum())
@@ -159,6 +168,11 @@ def summarise(images: Arrays) -> dict[str, float]:
             metrics |= _by_layer(f"val/{kind}", images[kind].T)
     if "mass" in images:
         metrics |= cls_iou_metrics(images, "val/cls_iou", intervals=True)
+        others = {rule: images[f"other_{rule}"] for rule in RULES}
+        paired = np.isfinite(others["mass"]).all(axis=(1, 2))
+        if paired.any():
+            others = {rule: values[paired] for rule, values in others.items()}
+            metrics |= cls_iou_metrics(others, "val/cls_iou_other")
         for name in ("all_ones", "centre_box"):
             metrics[f"val/cls_iou_{name}"] = _mean(images[name])
         # A mask of everything has the object's share of the image as its IoU.
@@ -183,6 +197,11 @@ def gain_metrics(images: Arrays, random_images: Arrays) -> dict[str, float]:
         trained, random = (x[rule].max(axis=-1).astype(np.float64) for x in (images, random_images))
         metrics |= _by_layer(f"val/cls_iou_gain/{rule}/best", (trained - random).T, True)
     return metrics
+
+
+def _partner(batch: int) -> int:
+    """How far away in a batch the other image is, whose mask the control takes; 0: there is none."""
+    return batch // 2
 
 
 def layer_name(index: int) -> str:
