@@ -2,9 +2,9 @@
 
 Names: val/top1, val/top5, val/loss; val/cls_iou/RULE/HEAD/layerNN with RULE mass or area, HEAD best
 or mean and layers from 01; val/cls_iou_random/... for the same network with random weights;
-val/cls_iou_other/... for the same maps against another image's mask, which says how much is a prior
-on place; val/cls_iou_all_ones, val/cls_iou_centre_box; val/coding_rate/layerNN, val/sparsity/layerNN. An
-interval (95 %, bootstrap over images) adds /low and /high to its figure's name.
+val/cls_iou_other/... for the same maps against another image's mask, which says how much is a
+prior on place; val/cls_iou_all_ones, val/cls_iou_centre_box; val/coding_rate/layerNN,
+val/sparsity/layerNN. An interval (95 %, bootstrap over images) adds /low and /high to the name.
 """
 
 from collections.abc import Callable, Iterable
@@ -200,7 +200,7 @@ def gain_metrics(images: Arrays, random_images: Arrays) -> dict[str, float]:
 
 
 def _partner(batch: int) -> int:
-    """How far away in a batch the other image is, whose mask the control takes; 0: there is none."""
+    """How far away in a batch the image is whose mask the control takes; 0: there is none."""
     return batch // 2
 
 
