@@ -38,6 +38,15 @@ def test_inspect_what_we_wrote_and_what_is_wrong(reference_files, tmp_path, writ
     assert "cls_token is missing, without which" in capsys.readouterr().out
 
 
+def test_inspect_reads_pooling_off_timms_names(reference, write, capsys):
+    state, _ = reference("dino_vit_mini")
+    timm = {k.replace("norm.", "fc_norm.") if k[:5] == "norm." else k: v for k, v in state.items()}
+    assert command.main(["--inspect", str(write(timm))]) == 0
+    out = capsys.readouterr().out
+    assert ["pool", "mean"] in [line.split() for line in out.splitlines()]
+    assert "problem" not in out
+
+
 def test_must_show(torch, reference_files, reference, tmp_path, capsys, run, error):
     """The issue's own sequence: in with heads declared, the reference logits, and back."""
     source, x = reference_files / "crate_mini.pth.tar", tmp_path / "X.safetensors"

@@ -353,7 +353,14 @@ class TestFaults:
             ({"heads": 3, "positions": "bilinear"}, "positions: expected one of size, dino"),
             ({"heads": 3, "entry": "student"}, "entry: expected one of '', got 'student'"),
             ({"heads": 3, "step": 4}, "expected a run's directory, got the file"),
-            ({"heads": 3, "image_size": (32,)}, "expected a size or"),
+            (
+                {"heads": 3, "image_size": (32,)},
+                r"image_size: expected an integer or \(height, width\)",
+            ),
+            ({"heads": 3, "image_size": 32.5}, r"image_size: expected an integer or"),
+            ({"heads": "3"}, "heads: expected an integer, got '3'"),
+            ({"heads": 3, "lambd": "x"}, "lambd: expected a number, got 'x'"),
+            ({"heads": 3, "mean": 0.5}, "mean: expected three numbers, got 0.5"),
         ],
     )
     def test_declarations(self, declared, message, crate_state, write):
