@@ -7,8 +7,8 @@ IMAGES holds train/CLASS/*.JPEG and val/CLASS/*.JPEG; to prepare it from the off
 
 75 % of the patches are hidden, AdamW, batch 4096, 800 epochs with 40 of warm-up, weight decay 0.1.
 The paper's "base" learning rate 3e-5 is taken as MAE means it, times batch / 256, so the peak is
-4.8e-4 [open]. Beta2 0.95, the random crop from 20 % of the area and the flip are MAE's, whose code
-the authors name as theirs [open]. Weights named lmd5.0 were trained with lambda 5:
+4.8e-4 [open]. Beta2 0.95, the random crop from 20 % of the area and the flip are MAE's, to whose
+training code the authors refer [open]. Weights named lmd5.0 were trained with lambda 5:
 `--config.model.lambd=5.0`.
 
 Not run by this project, which has no ImageNet.

@@ -94,6 +94,16 @@ class TestHeads:
         with pytest.raises(ValueError, match="one head of full width has no output map"):
             crate_jax.load(write(crate_state(), "y.safetensors"), heads=1)
 
+    def test_inner_width_other_than_the_tokens(self, crate_state, write, run):
+        """The class's own default is heads of 64 whatever the width."""
+        state = crate_state()
+        for i in range(2):
+            state[f"transformer.layers.{i}.0.fn.qkv.weight"] = np.ones((192, 24), np.float32)
+            state[f"transformer.layers.{i}.0.fn.to_out.0.weight"] = np.ones((24, 192), np.float32)
+        model = crate_jax.load(write(state), heads=3)
+        assert (model.config.dim, model.config.head_dim) == (24, 64)
+        assert crate_jax.load(write(state), heads=1).config.head_dim == 192
+
     def test_contradiction_with_the_stored_declaration(self, crate_state, write, tmp_path):
         target = tmp_path / "y.safetensors"
         checkpoints.save(checkpoints.read(write(crate_state()), heads=4), target)
