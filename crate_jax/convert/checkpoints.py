@@ -95,22 +95,17 @@ def _settle(found: identify.Found, told: dict, declared: Mapping, published: str
 
 
 def _vit_pool(found: identify.Found, told: dict, declared: Mapping) -> tuple[dict, list[str]]:
-    """timm names the last norm after what it does: fc_norm where tokens are averaged first."""
-    averaged = any(name.startswith("fc_norm.") for name in found.state)
-    pool = declared.get("pool")
-    if pool is None:
-        stored = (found.file.declaration or {}).get("config", {})
-        return told if stored or not averaged else {**told, "pool": "mean"}, []
-    name, other = ("fc_norm.", "norm.") if pool == "mean" else ("norm.", "fc_norm.")
-    if averaged == (pool == "mean"):
+    """A declared pooling wins over the one that timm's name of the last norm tells."""
+    pool, named = declared.get("pool"), told.get("pool", "cls")
+    if pool is None or pool == named:
         return told, []
+    name, other = ("fc_norm.", "norm.") if pool == "mean" else ("norm.", "fc_norm.")
     found.state = {
         name + k.removeprefix(other) if k.startswith(other) else k: v
         for k, v in found.state.items()
     }
-    return told, [
-        f"pool {pool} as declared; the file's last norm, {other[:-1]}, was trained for the other"
-    ]
+    told = {k: v for k, v in told.items() if k != "pool"}
+    return told, [f"pool {pool} as declared, though the file's last norm is called {other[:-1]}"]
 
 
 def _at_files_size(settled: declare.Declared) -> ImageModelConfig:

@@ -7,6 +7,7 @@ and the wrong number raises no error but gives wrong maps.
 import dataclasses
 import difflib
 import math
+import operator
 import pathlib
 import re
 from collections.abc import Mapping
@@ -117,7 +118,7 @@ def declare(
             f"heads: declared {not_heads}, but one head of full width has no output map and this "
             f"file has one; candidates: {_divisors(inner, not_heads)}"
         )
-    elif not isinstance(values["heads"], int) or values["heads"] < 1 or inner % values["heads"]:
+    elif values["heads"] < 1 or inner % values["heads"]:
         problems.append(
             f"heads: expected a divisor of the inner width {inner} "
             f"({_divisors(inner, not_heads)}), got {values['heads']!r}"
@@ -163,12 +164,28 @@ def misfits(found: Found, told: Mapping[str, Any]) -> list[str]:
 
 
 def _plain(name: str, value: Any) -> Any:
-    if name == "image_size":
-        size = (value, value) if isinstance(value, int) else tuple(int(v) for v in value)
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"image_size: expected a size or (height, width), got {value!r}")
-        return size
-    return tuple(value) if isinstance(value, list) else value
+    """A declared value in the type that configs keep."""
+    expected = {"heads": "an integer", "image_size": "an integer or (height, width)"}
+    expected |= {"mean": "three numbers", "std": "three numbers"}
+    try:
+        if name == "heads":
+            return operator.index(value)
+        if name == "image_size":
+            size = tuple(value) if isinstance(value, tuple | list) else (value, value)
+            height, width = (operator.index(v) for v in size)
+            if height < 1 or width < 1:
+                raise ValueError
+            return height, width
+        if name in ("mean", "std"):
+            red, green, blue = (float(v) for v in value)
+            return red, green, blue
+        if name in ("pool", "positions", "nonlinearity", "mlp_skip"):
+            return value  # checked against their choices by the config
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: expected {expected.get(name, 'a number')}, got {value!r}"
+        ) from error
 
 
 def _published(entry, values, family, problems) -> dict[str, Any]:
@@ -216,6 +233,9 @@ def _undeclared_heads(values, inner, not_heads, family) -> str:
 def _grid(patches, values, source_size, problems) -> tuple[int, int] | None:
     """(rows, columns) of the file's positions, if it can be told."""
     patch, size = values["patch_size"], values.get("image_size")
+    if patches < 1:
+        problems.append("positions: expected [CLS] and at least one patch, got fewer")
+        return None
     for given, name in ((size, "image_size"), (source_size, "stored image_size")):
         if given is not None and any(s % patch for s in given):
             problems.append(f"{name}: expected multiples of the patch size {patch}, got {given}")

@@ -220,11 +220,8 @@ def _torch(purpose: str):
 
 def is_tensor(value: object) -> bool:
     """Whether a leaf is a NumPy array or a PyTorch tensor."""
-    return (
-        isinstance(value, np.ndarray)
-        or type(value).__module__.split(".")[0] == "torch"
-        and (hasattr(value, "untyped_storage"))
-    )
+    torch_made = type(value).__module__.split(".")[0] == "torch"
+    return isinstance(value, np.ndarray) or (torch_made and hasattr(value, "untyped_storage"))
 
 
 def to_array(name: str, tensor: Any) -> np.ndarray:

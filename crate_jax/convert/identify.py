@@ -292,4 +292,6 @@ def _vit(s: Shapes) -> dict[str, Any]:
         "patches": s.axis("pos_embed", 1, 3) - 1,
         "mlp_ratio": ratio,
         "classes": s.axis("head.weight", 0, 2) if "head.weight" in s else 0,
+        # timm names its last norm after what it does.
+        **({"pool": "mean"} if "fc_norm.weight" in s else {}),
     }

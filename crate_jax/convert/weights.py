@@ -1,5 +1,6 @@
 """Between a file's tensors and a network's parameters; every problem is collected first."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ UNUSED = {"crate_mae": ("pos_embed", "decoder_embed.weight", "decoder_embed.bias
 _LISTED = 8
 
 
+@functools.lru_cache(maxsize=8)
 def shapes(config: ImageModelConfig) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every parameter of a network."""
     _, params = base.split(variants.abstract(config))

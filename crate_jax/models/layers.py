@@ -380,6 +380,13 @@ def patchify(images: jax.Array, patch: int) -> jax.Array:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, (h // patch) * (w // patch), patch * patch * c)
 
 
+def unpatchify(patches: jax.Array, grid: tuple[int, int], patch: int) -> jax.Array:
+    """[b, rows columns, p p c] -> [b, rows p, columns p, c]: the reverse of `patchify`."""
+    b, _, pixels = patches.shape
+    x = patches.reshape(b, *grid, patch, patch, pixels // patch**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, grid[0] * patch, grid[1] * patch, -1)
+
+
 def patch_grid(shape: tuple[int, ...], patch: int) -> tuple[int, int]:
     """(rows, columns) of an image batch [b, h, w, 3]; ValueError where the patch does not fit."""
     if len(shape) != 4 or shape[-1] != 3:

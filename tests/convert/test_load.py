@@ -94,6 +94,16 @@ class TestHeads:
         with pytest.raises(ValueError, match="one head of full width has no output map"):
             crate_jax.load(write(crate_state(), "y.safetensors"), heads=1)
 
+    def test_inner_width_other_than_the_tokens(self, crate_state, write, run):
+        """The class's own default is heads of 64 whatever the width."""
+        state = crate_state()
+        for i in range(2):
+            state[f"transformer.layers.{i}.0.fn.qkv.weight"] = np.ones((192, 24), np.float32)
+            state[f"transformer.layers.{i}.0.fn.to_out.0.weight"] = np.ones((24, 192), np.float32)
+        model = crate_jax.load(write(state), heads=3)
+        assert (model.config.dim, model.config.head_dim) == (24, 64)
+        assert crate_jax.load(write(state), heads=1).config.head_dim == 192
+
     def test_contradiction_with_the_stored_declaration(self, crate_state, write, tmp_path):
         target = tmp_path / "y.safetensors"
         checkpoints.save(checkpoints.read(write(crate_state()), heads=4), target)
@@ -353,7 +363,14 @@ class TestFaults:
             ({"heads": 3, "positions": "bilinear"}, "positions: expected one of size, dino"),
             ({"heads": 3, "entry": "student"}, "entry: expected one of '', got 'student'"),
             ({"heads": 3, "step": 4}, "expected a run's directory, got the file"),
-            ({"heads": 3, "image_size": (32,)}, "expected a size or"),
+            (
+                {"heads": 3, "image_size": (32,)},
+                r"image_size: expected an integer or \(height, width\)",
+            ),
+            ({"heads": 3, "image_size": 32.5}, r"image_size: expected an integer or"),
+            ({"heads": "3"}, "heads: expected an integer, got '3'"),
+            ({"heads": 3, "lambd": "x"}, "lambd: expected a number, got 'x'"),
+            ({"heads": 3, "mean": 0.5}, "mean: expected three numbers, got 0.5"),
         ],
     )
     def test_declarations(self, declared, message, crate_state, write):
@@ -363,7 +380,7 @@ class TestFaults:
     def test_lambda_in_the_name_must_be_declared(self, reference, write):
         state, _ = reference("crate_mae_mini")
         path = write(state, "crate-mae-base-lmd5.0-checkpoint-799.safetensors")
-        with pytest.raises(ValueError, match="the file's name says lmd5.0"):
+        with pytest.raises(ValueError, match=r"the file's name says lmd5\.0"):
             crate_jax.load(path, heads=4)
         assert crate_jax.load(path, heads=4, lambd=5.0).config.lambd == 5.0
         assert crate_jax.load(path, heads=4, lambd=5.0).layers[0].operator.lambd == 5.0

@@ -252,6 +252,7 @@ def test_mae_faults_and_mask(run):
         np.array([np.flatnonzero(m == 0) for m in out["mask"]]),
     )
     # Hidden pixels cannot be seen: the prediction does not change with them.
-    patches = layers.patchify(images(24, 40), 8) * (1 - out["mask"][..., None])
-    hidden = patches.reshape(2, 3, 5, 8, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 24, 40, 3)
+    patches = layers.patchify(images(24, 40), 8)
+    np.testing.assert_array_equal(layers.unpatchify(patches, (3, 5), 8), images(24, 40))
+    hidden = layers.unpatchify(patches * (1 - out["mask"][..., None]), (3, 5), 8)
     np.testing.assert_allclose(run(model, hidden, mask_noise=noise)[0], pred, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,143 @@
+"""`python -m crate_jax.convert`: what it prints, what it refuses, and the export."""
+
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import crate_jax
+from crate_jax.convert import __main__ as command
+from crate_jax.convert import checkpoints
+from crate_jax.models import base, variants
+
+
+def test_inspect_names_the_family_and_what_is_undeclared(torch, reference_files, capsys):
+    assert command.main(["--inspect", str(reference_files / "crate_mini.pth.tar")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = dict(line.split(maxsplit=1) for line in lines)
+    assert told["family"] == "crate"
+    assert told["prefixes"] == "module."
+    assert (told["width"], told["depth"], told["patch"], told["classes"]) == ("48", "3", "8", "10")
+    assert told["undeclared"].startswith("heads: undeclared")
+    assert any("epoch, arch, best_acc1, optimizer, scheduler" in line for line in lines)
+
+
+def test_inspect_what_we_wrote_and_what_is_wrong(reference_files, tmp_path, write, capsys):
+    path = tmp_path / "x.safetensors"
+    checkpoints.save(checkpoints.read(reference_files / "crate_mae_mini.npz", heads=4), path)
+    assert command.main(["--inspect", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "4 (stored in the file)" in out
+    assert "undeclared" not in out
+    assert "problem" not in out
+    state = {"blocks.0.attn.qkv.weight": np.zeros((3, 1), np.float32)}
+    assert command.main(["--inspect", str(write(state))]) == 0
+    assert "cls_token is missing, without which" in capsys.readouterr().out
+
+
+def test_inspect_reads_pooling_off_timms_names(reference, write, capsys):
+    state, _ = reference("dino_vit_mini")
+    timm = {k.replace("norm.", "fc_norm.") if k[:5] == "norm." else k: v for k, v in state.items()}
+    assert command.main(["--inspect", str(write(timm))]) == 0
+    out = capsys.readouterr().out
+    assert ["pool", "mean"] in [line.split() for line in out.splitlines()]
+    assert "problem" not in out
+
+
+def test_must_show(torch, reference_files, reference, tmp_path, capsys, run, error):
+    """The issue's own sequence: in with heads declared, the reference logits, and back."""
+    source, x = reference_files / "crate_mini.pth.tar", tmp_path / "X.safetensors"
+    assert command.main([f"--source={source}", "--heads=4", f"--target={x}"]) == 0
+    out = capsys.readouterr().out
+    assert "heads = 4 (declared)" in out
+    assert "32,650 parameters in the authors' PyTorch names" in out
+    _, arrays = reference("crate_mini")
+    logits, _ = run(crate_jax.load(x), arrays["images"].transpose(0, 2, 3, 1))
+    assert error(logits, arrays["logits"]) < 1e-5
+    back = tmp_path / "back.pth.tar"
+    assert command.main([f"--source={x}", f"--target={back}"]) == 0
+    theirs = torch.load(source, weights_only=True)["state_dict"]
+    ours = torch.load(back, weights_only=True)["state_dict"]
+    assert {f"module.{k}" for k in ours} == set(theirs)
+    assert all(torch.equal(ours[k.removeprefix("module.")], v) for k, v in theirs.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--source=SOURCE", "--target=x.safetensors"], "heads: undeclared"),
+        (["--source=SOURCE", "--heads=4", "--target=x.onnx"], "expected a name ending in"),
+        (["--source=absent.npz", "--target=x.npz"], "found no such file"),
+        (["--source=SOURCE", "--target=x.npz", "--published=crate"], "published"),
+    ],
+)
+def test_faults_are_one_message_and_status_2(arguments, message, reference_files, capsys):
+    source = str(reference_files / "crate_mini.npz")
+    arguments = [a.replace("SOURCE", source) for a in arguments]
+    assert command.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert not captured.out
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--source=a"], ["--inspect=a", "--target=b"], ["--source=a", "--inspect=b"]]
+)
+def test_usage(arguments):
+    with pytest.raises(SystemExit):
+        command.main(arguments)
+
+
+def test_help_says_what_needs_pytorch(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    assert "need the torch extra" in capsys.readouterr().out
+
+
+def test_image_size_and_pool_arguments(write, crate_state, tmp_path):
+    source, target = write(crate_state(patches=15)), tmp_path / "y.npz"
+    arguments = ["--heads=3", "--image_size=24,40", "--pool=mean", "--lambd=0.5", "--drop-head"]
+    assert command.main([f"--source={source}", f"--target={target}", *arguments]) == 0
+    config = crate_jax.load(target).config
+    assert (config.image_size, config.pool, config.lambd) == ((24, 40), "mean", 0.5)
+    assert config.classes == 0
+
+
+@pytest.mark.parametrize("name", ["crate-testing", "vit-testing"])
+def test_stablehlo(name, tmp_path, run, error, capsys):
+    """Logits and [CLS] maps from a file, at batch sizes that it was not traced with."""
+    config = variants.config(name, image_size=(16, 32))
+    definition, shapes = base.split(variants.abstract(config))
+    draw = np.random.default_rng(0).normal
+    weights = jax.tree.map(lambda s: jax.numpy.asarray(draw(size=s.shape) / 3, "float32"), shapes)
+    model = base.merge(definition, weights)
+    checkpoints.save(model, tmp_path / "x.safetensors")
+    target = tmp_path / "x.stablehlo"
+    assert command.main([f"--source={tmp_path / 'x.safetensors'}", f"--target={target}"]) == 0
+    assert "re-loaded, largest relative error" in capsys.readouterr().out
+    exported = jax.export.deserialize(bytearray(target.read_bytes()))
+    images = draw(size=(5, 16, 32, 3)).astype(np.float32)
+    out = exported.call(images)
+    logits, captured = run(model, images, capture=-1)
+    assert error(out["logits"], np.asarray(logits)) < 1e-5
+    assert out["cls_maps"].shape == (5, 3, 8)
+    scores = np.einsum(
+        "bhd,bnhd->bhn", captured["query"][0][:, 0], captured["key"][0][:, 1:]
+    ) / np.sqrt(8)
+    maps = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    assert error(out["cls_maps"], maps) < 1e-5
+
+
+def test_import_is_quick_and_brings_in_no_framework():
+    code = (
+        "import sys, crate_jax; crate_jax.load, crate_jax.__version__; "
+        "print(*[m for m in ('torch', 'tensorflow', 'jax') if m in sys.modules])"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - start < 3
+    assert not done.stdout.strip()

@@ -1,0 +1,70 @@
+"""Runs of ours: out to PyTorch's names and back with identical logits."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import crate_jax
+from crate_jax.convert import checkpoints
+from crate_jax.models import base, variants
+from crate_jax.training import checkpoint as training
+
+CONFIG = variants.config("crate-testing", image_size=(16, 32), positions="dino")
+
+
+@pytest.fixture(scope="module")
+def run_directory(tmp_path_factory):
+    """What a training leaves: config.json and two checkpoints."""
+    directory = tmp_path_factory.mktemp("run")
+    (directory / "config.json").write_text(json.dumps({"model": CONFIG.to_dict()}))
+    _, shapes = base.split(variants.abstract(CONFIG))
+    saved = training.Checkpoints(directory)
+    for step in (10, 20):
+        draw = np.random.default_rng(step).normal
+        params = jax.tree.map(
+            lambda s, draw=draw: jax.numpy.asarray(draw(size=s.shape) / 3, "float32"), shapes
+        )
+        saved.save(step, params, {"step": jax.numpy.zeros(())}, {}, {})
+    saved.close()
+    return directory
+
+
+def test_loads_the_newest_step_and_any_other(run_directory):
+    newest, older = crate_jax.load(run_directory), crate_jax.load(run_directory, step=10)
+    assert newest.config == CONFIG
+    assert "step 20" in checkpoints.read(run_directory).notes
+    assert not np.array_equal(newest.cls_token[...], older.cls_token[...])
+    with pytest.raises(ValueError, match=r"expected one of the steps \[10, 20\], got 30"):
+        crate_jax.load(run_directory, step=30)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pth", ".pth.tar"])
+def test_out_and_back_with_identical_logits(suffix, run_directory, tmp_path, run, request):
+    torch_file = suffix.startswith(".pth")
+    if torch_file:
+        request.getfixturevalue("torch")
+    path = tmp_path / f"x{suffix}"
+    checkpoints.save(checkpoints.read(run_directory), path)
+    declared = {"heads": 3, "image_size": (16, 32), "positions": "dino"} if torch_file else {}
+    images = np.random.default_rng(0).normal(size=(2, 24, 24, 3)).astype(np.float32)
+    before, _ = run(crate_jax.load(run_directory), images)
+    after, _ = run(crate_jax.load(path, **declared), images)
+    np.testing.assert_array_equal(before, after)
+
+
+def test_declarations_are_the_runs(run_directory):
+    with pytest.raises(ValueError, match="heads: declared as 4, but the run's config says 3"):
+        crate_jax.load(run_directory, heads=4)
+    assert crate_jax.load(run_directory, heads=3, positions="size").config.positions == "size"
+    resized = crate_jax.load(run_directory, image_size=(32, 32))
+    assert resized.positions[...].shape == (1, 17, 24)
+    with pytest.raises(ValueError, match="published: expected a file, got the directory"):
+        crate_jax.load(run_directory, published="crate-demo")
+
+
+def test_a_run_without_checkpoints(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="found no checkpoints/STEP"):
+        crate_jax.load(tmp_path)
