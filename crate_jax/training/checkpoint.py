@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from crate_jax.models import base, variants
+from crate_jax.training import distributed
 
 MANIFEST = "manifest.json"
 ITEMS = ("params", "training", "input", "metadata")
@@ -144,14 +145,18 @@ class Checkpoints:
             CheckpointError: where there are checkpoints but none is whole.
         """
         steps = self.steps()
+        distributed.check_equal(checkpoints=steps)
         for step in reversed(steps):
             problem = damage(self.directory / str(step))
-            if problem is None:
+            # Every process judges by itself; one is taken to which none objects.
+            if distributed.all_true(problem is None):
                 try:
-                    return self._restore(step, params, training)
+                    restored = self._restore(step, params, training)
                 except Exception as error:
                     problem = f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
-            self._move_away(step, problem)
+                if distributed.all_true(problem is None):
+                    return restored
+            self._move_away(step, problem or "another process cannot read it")
         if steps:
             raise CheckpointError(
                 f"{self.directory}: expected a whole checkpoint, but all of {steps} were damaged "
@@ -189,6 +194,7 @@ class Checkpoints:
                 count += 1
                 name = f"{step}-{count}"
             (self.directory / str(step)).rename(target / name)
+        distributed.barrier(f"checkpoint {step} moved")
 
     def _failed(self, step: int, error: Exception) -> str:
         good = [s for s in self.steps() if s != step]
