@@ -167,9 +167,15 @@ def train(
         metadata = {"step": step, "class_names": list(data.train.class_names)}
         checkpoints.save(step, params, training, batches.get_state(), metadata)
 
+    def settle(step: int) -> None:
+        if not checkpoints.wait():
+            save(step)
+            checkpoints.wait()
+
     def check_finite(step: int) -> None:
         bad = int(training["bad_step"])
         if bad >= 0:
+            checkpoints.wait()
             raise FloatingPointError(_not_finite(bad, recent, directory, checkpoints.steps()))
         recent.clear()
 
@@ -222,9 +228,11 @@ def train(
             if stopping:
                 if not saved:
                     save(step)
-                checkpoints.wait()
+                settle(step)
                 say(f"{stop.name}: saved step {step}; run the same command again to resume")
                 return stop.status
+        settle(plan.total)
+
     # ---- Report ---------------------------------------------------------------------------------
     console.print_evaluation(metrics.latest("val/loss"))
     if config.report and writer:
