@@ -17,13 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from crate_jax.models import base, layers
+from crate_jax.models import base
 from crate_jax.segmentation import attention, layerwise, scoring
-from crate_jax.training import losses, sharding
+from crate_jax.training import autoencoding, losses, sharding
 
 Arrays = dict[str, np.ndarray]
 RULES = ("mass", "area")
-_MASK_SEED = 0
 
 
 class Interrupted(Exception):
@@ -38,26 +37,6 @@ def classifier_figures(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Ar
         "top5": losses.top_k_correct(logits, labels, 5),
         "predicted": jnp.argmax(logits, axis=-1),
     }
-
-
-def autoencoder_figures(
-    model: nnx.Module, images: jax.Array, indices: jax.Array
-) -> dict[str, jax.Array]:
-    """Per image: loss, the mean squared error over its hidden patches."""
-    pred, out, patches = reconstruct(model, images, indices)
-    error = jnp.mean((pred - patches) ** 2, axis=-1)
-    return {"loss": jnp.sum(error * out["mask"], axis=1) / jnp.sum(out["mask"], axis=1)}
-
-
-def reconstruct(
-    model: nnx.Module, images: jax.Array, indices: jax.Array
-) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
-    """(pred f32[b, n, 3 p^2], out, the patches f32[b, n, 3 p^2]), by noise of (index) alone."""
-    patches = layers.patchify(images, model.config.patch_size)
-    key = jax.random.key(_MASK_SEED)
-    noise = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), patches.shape[1:2]))
-    pred, out = model(images, mask_noise=noise(indices))
-    return pred, out, patches
 
 
 def make_measure(
@@ -79,7 +58,7 @@ def make_measure(
         images = model.preprocess(batch["image"])
         logits, out = model(images, capture=capture)
         if model.config.family == "crate_mae":
-            figures = autoencoder_figures(model, images, batch["index"])
+            figures = autoencoding.figures(model, images, batch["index"])
         else:
             figures = classifier_figures(logits, batch["label"])
         if not capture:
