@@ -33,14 +33,20 @@ def default() -> ml_collections.ConfigDict:
     c.remat = "none"  # what the backward pass recomputes: none, dots (not matrix products), full
     c.fsdp = 1  # devices that parameters and optimizer state are split over
     c.label_smoothing = 0.0
+    c.mixup = 0.0  # alpha of its Beta distribution; 0: off
+    c.cutmix = 0.0  # likewise
+    c.mixup_switch = 0.5  # where both are on, the probability that a batch gets cutmix
+    c.init_from = ""  # fine-tuning: a run's directory or a checkpoint file, taken without its head
     c.log_every = "50 steps"  # durations
     c.evaluate_every = "1 epochs"
     c.checkpoint_every = "1 epochs"
     c.keep_checkpoints = 3  # the newest so many
     c.keep_every = "0 steps"  # besides these, every multiple of this duration; 0: none
     c.tensorboard = True
+    c.wandb = ""  # project on Weights & Biases to which figures go too (extra: wandb)
+    c.profile_steps = 0  # steps after the tenth to trace into profile/, for TensorBoard; 0: none
     c.report = True  # write report/index.html at the end
-    c.dry_run = False  # check everything, compile the step, print what would happen, stop
+    c.dry_run = False  # check everything, compile, print what would happen, stop
     c.model = model("crate-b16")
     c.data = ml_collections.ConfigDict(data.default_config())
 
@@ -88,6 +94,8 @@ MAY_CHANGE = (
     "keep_checkpoints",
     "keep_every",
     "tensorboard",
+    "wandb",
+    "profile_steps",
     "report",
     "data.workers",
     "fsdp",

@@ -28,20 +28,48 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: all resul
 _MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "eval"], "train (and resume), or evaluate the newest checkpoint."
 )
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed",
+    "auto",
+    ["auto", "on", "off"],
+    "Several processes as one run: on (TPU pods, Slurm and MPI say the rest by themselves), off, "
+    "or auto: where Slurm started several tasks, or one of the next three is given.",
+)
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_TIMEOUT = flags.DEFINE_integer(
+    "initialization_timeout", 300, "Seconds to wait for all processes.", lower_bound=1
+)
 
 
 def main(argv: list[str]) -> int:
     """Dispatches; user errors become one line and exit status 2."""
-    from crate_jax.training import checkpoint, loop
+    from crate_jax.data.loader import WorkerDied
+    from crate_jax.training import checkpoint, distributed, loop
 
     if len(argv) > 1:
         print(f"unexpected arguments: {' '.join(argv[1:])}", file=sys.stderr)
         return 2
     try:
+        distributed.start(
+            _DISTRIBUTED.value,
+            coordinator_address=_COORDINATOR.value,
+            num_processes=_NUM_PROCESSES.value,
+            process_id=_PROCESS_ID.value,
+            timeout=_TIMEOUT.value,
+        )
         if _MODE.value == "eval":
             return loop.evaluate(_CONFIG.value, _WORKDIR.value)
         return loop.train(_CONFIG.value, _WORKDIR.value)
-    except (ValueError, OSError, checkpoint.CheckpointError, FloatingPointError) as error:
+    except (
+        ValueError,
+        OSError,
+        FloatingPointError,
+        WorkerDied,
+        checkpoint.CheckpointError,
+        distributed.ProcessFailed,
+    ) as error:
         logging.debug("", exc_info=True)
         print(f"\nerror: {error}", file=sys.stderr)
         return 2

@@ -55,6 +55,12 @@ class Folder:
             raise ValueError(f"on_corrupt must be 'error' or 'skip', got {on_corrupt!r}.")
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}.")
+        if not root:
+            layout = _LAYOUT.format(root="ROOT")
+            raise ValueError(
+                "config.data.root: expected a folder of images, got nothing; set "
+                f"--config.data.root=ROOT.\n{layout}"
+            )
         self.root, self.on_corrupt = os.path.abspath(os.path.expanduser(root)), on_corrupt
         self.split = "train" if split == "train" else "val"
         self._folder, held_out = self._find_split(val_fraction)

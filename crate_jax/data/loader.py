@@ -29,6 +29,10 @@ _PREFETCHED_BATCHES = 2  # ahead of the consumer, for each worker
 _ATTEMPTS = 100  # neighbours to try in place of an unreadable example
 
 
+class WorkerDied(RuntimeError):
+    """A process that reads and decodes data has ended."""
+
+
 class Source(Protocol):
     """A random-access dataset.
 
@@ -149,7 +153,7 @@ def train_iterator(
 
     Raises:
       ValueError: batch_size not divisible by process_count; an empty source.
-      RuntimeError: (while iterating) a worker died.
+      WorkerDied: (while iterating) a worker process ended, killed for its memory for instance.
     """
     local = _local_batch_size(batch_size, process_index, process_count)
     make_batch = _TrainBatches(source, transform, batch_size, local, process_index, seed)
@@ -187,7 +191,7 @@ def eval_batches(
 
     Raises:
       ValueError: batch_size not divisible by process_count; an empty source.
-      RuntimeError: (while iterating) a worker died.
+      WorkerDied: (while iterating) a worker process ended, killed for its memory for instance.
     """
     local = _local_batch_size(batch_size, process_index, process_count)
     make_batch = _EvalBatches(source, transform, batch_size, local, process_index)
@@ -360,7 +364,7 @@ def _next(prefetched: Iterator[Example]) -> Example:
     except RuntimeError as error:
         if "terminated unexpectedly" not in str(error):
             raise
-        raise RuntimeError(
+        raise WorkerDied(
             f"A data worker died ({error}) No batch was lost. Exit code -9 most often means that "
             "the machine ran out of memory: use fewer workers or a smaller batch, then run again "
             "with the same workdir to continue from the last checkpoint."

@@ -7,12 +7,14 @@ step is restored. A damaged step is moved to WORKDIR/damaged_checkpoints, never 
 before it is used.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import os
 import pathlib
+import time
 from typing import Any
 
 import jax
@@ -20,9 +22,11 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from crate_jax.models import base, variants
+from crate_jax.training import distributed
 
 MANIFEST = "manifest.json"
 ITEMS = ("params", "training", "input", "metadata")
+_CLOCK_JUMP = 60.0  # seconds by which the two clocks may part during a save
 
 
 class CheckpointError(RuntimeError):
@@ -64,6 +68,7 @@ class Checkpoints:
         )
         self._manager: ocp.CheckpointManager | None = None
         self._unsealed: int | None = None
+        self._begun = (0.0, 0.0)
 
     @property
     def manager(self) -> ocp.CheckpointManager:
@@ -95,7 +100,7 @@ class Checkpoints:
             )
         except Exception as error:
             raise CheckpointError(self._failed(step, error)) from error
-        self._unsealed = step
+        self._unsealed, self._begun = step, (time.time(), time.monotonic())
 
     def poll(self) -> None:
         """Where a save has finished in the background: checks it, and seals it with its manifest.
@@ -106,14 +111,18 @@ class Checkpoints:
         if self._unsealed is not None and not self.manager.is_saving_in_progress():
             self.wait()
 
-    def wait(self) -> None:
+    def wait(self) -> bool:
         """Blocks until the save under way is complete and sealed.
+
+        Returns:
+            False where the host's clock jumped during the save and Orbax, which measures its time
+            limits by it, gave up: that step must be saved again. Else True.
 
         Raises:
             CheckpointError: where the save failed.
         """
         if self._unsealed is None:
-            return
+            return True
         step, self._unsealed = self._unsealed, None
         try:
             self.manager.wait_until_finished()
@@ -121,7 +130,18 @@ class Checkpoints:
             if jax.process_index() == 0:
                 seal(self.directory / str(step))
         except Exception as error:
-            raise CheckpointError(self._failed(step, error)) from error
+            wall, steady = time.time() - self._begun[0], time.monotonic() - self._begun[1]
+            if abs(wall - steady) < _CLOCK_JUMP:
+                raise CheckpointError(self._failed(step, error)) from error
+            logging.warning(
+                "the host's clock jumped by %.0f s while checkpoint %d was saved, which was given "
+                "up for it; the next one replaces it",
+                wall - steady,
+                step,
+            )
+            self._drop_manager()
+            return False
+        return True
 
     def close(self) -> None:
         """Waits, and frees the background threads."""
@@ -131,6 +151,12 @@ class Checkpoints:
             if self._manager is not None:
                 self._manager.close()
                 self._manager = None
+
+    def _drop_manager(self) -> None:
+        """A new one is made at the next save; what the failed one still has to say is known."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        self._manager = None
 
     def restore_latest(self, params: Any, training: Any) -> Restored | None:
         """The newest checkpoint that is whole, or None where there never was one.
@@ -144,14 +170,18 @@ class Checkpoints:
             CheckpointError: where there are checkpoints but none is whole.
         """
         steps = self.steps()
+        distributed.check_equal(checkpoints=steps)
         for step in reversed(steps):
             problem = damage(self.directory / str(step))
-            if problem is None:
+            # Every process judges by itself; one is taken to which none objects.
+            if distributed.all_true(problem is None):
                 try:
-                    return self._restore(step, params, training)
+                    restored = self._restore(step, params, training)
                 except Exception as error:
                     problem = f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
-            self._move_away(step, problem)
+                if distributed.all_true(problem is None):
+                    return restored
+            self._move_away(step, problem or "another process cannot read it")
         if steps:
             raise CheckpointError(
                 f"{self.directory}: expected a whole checkpoint, but all of {steps} were damaged "
@@ -179,8 +209,7 @@ class Checkpoints:
             problem,
         )
         if self._manager is not None:
-            self._manager.close()
-            self._manager = None
+            self._drop_manager()
         if jax.process_index() == 0:
             target = self.workdir / "damaged_checkpoints"
             target.mkdir(exist_ok=True)
@@ -189,6 +218,7 @@ class Checkpoints:
                 count += 1
                 name = f"{step}-{count}"
             (self.directory / str(step)).rename(target / name)
+        distributed.barrier(f"checkpoint {step} moved")
 
     def _failed(self, step: int, error: Exception) -> str:
         good = [s for s in self.steps() if s != step]

@@ -12,7 +12,6 @@ import rich.box
 import rich.console
 import rich.table
 
-from crate_jax.config import Durations
 from crate_jax.models.base import ImageModelConfig
 from crate_jax.training import metrics
 
@@ -26,11 +25,9 @@ def say(text: str) -> None:
 def device_line(mesh: jax.sharding.Mesh) -> str:
     """Which devices, and how the mesh lays them out."""
     device = mesh.devices.flat[0]
-    processes = f", process {jax.process_index()} of {jax.process_count()}"
     return (
         f"devices   {mesh.size} x {device.device_kind} ({device.platform}), mesh "
         f"data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}"
-        + (processes if jax.process_count() > 1 else "")
     )
 
 
@@ -43,24 +40,6 @@ def model_line(config: ImageModelConfig, params: Any, flops: float, dtype: str) 
         f"dim {config.dim}, depth {config.depth}, heads {config.heads}, {count:,} parameters, "
         f"{dtype}, {flops / 1e9:.3g} GFLOP an image and step"
     )
-
-
-def dry_run_text(compiled: jax.stages.Compiled, plan: Durations, directory: Any) -> str:
-    """What a run would do and need, from the compiled step."""
-    memory = compiled.memory_analysis()
-    lines = [f"steps     {plan.total}, of which {plan.warmup} warm-up"]
-    if memory is not None:
-        held, work = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-        lines.append(
-            f"memory    {(held + work) / 2**30:.2f} GiB a device: {held / 2**30:.2f} state and "
-            f"batch, {work / 2**30:.2f} at work"
-        )
-    lines += [
-        f"every     log {plan.log}, evaluate {plan.evaluate}, checkpoint {plan.checkpoint} steps",
-        f"writes to {directory}: config.json, metrics.jsonl, checkpoints/, tensorboard/, report/",
-        "dry run: nothing was written",
-    ]
-    return "\n".join(lines)
 
 
 class Stopwatch:
@@ -148,6 +127,11 @@ def progress_line(step: int, total: int, values: Mapping[str, float], eta: float
         parts.append(f"{values['train/skipped_images']} corrupt images skipped")
     parts.append(f"ETA {metrics.duration_text(eta)}")
     return "  ".join(parts)
+
+
+def interrupted_line(step: int, signal_name: str) -> str:
+    """Why an evaluation is not there."""
+    return f"{signal_name}: the evaluation after {step} was cut short; resuming makes it up"
 
 
 def evaluation_line(step: int, values: Mapping[str, float]) -> str:

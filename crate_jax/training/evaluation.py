@@ -1,5 +1,8 @@
 """Held-out figures: top-1, top-5, loss; [CLS] attention against masks; coding rate and sparsity.
 
+A masked autoencoder has the loss alone, on patches hidden by noise that depends on the image's
+place in the set, the same at every evaluation; its layers are measured with nothing hidden.
+
 Names: val/top1, val/top5, val/loss; val/cls_iou/RULE/HEAD/layerNN with RULE mass or area, HEAD best
 or mean and layers from 01; val/cls_iou_random/... for the same network with random weights;
 val/cls_iou_other/... for the same maps against another image's mask, which says how much is a
@@ -17,10 +20,24 @@ from flax import nnx
 
 from crate_jax.models import base
 from crate_jax.segmentation import attention, layerwise, scoring
-from crate_jax.training import losses, sharding
+from crate_jax.training import autoencoding, losses, sharding
 
 Arrays = dict[str, np.ndarray]
 RULES = ("mass", "area")
+
+
+class Interrupted(Exception):
+    """An evaluation was told to stop; nothing of it is kept."""
+
+
+def classifier_figures(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    """Per image: loss, top1, top5, and the class predicted."""
+    return {
+        "loss": losses.cross_entropy(logits, labels),
+        "top1": losses.top_k_correct(logits, labels, 1),
+        "top5": losses.top_k_correct(logits, labels, 5),
+        "predicted": jnp.argmax(logits, axis=-1),
+    }
 
 
 def make_measure(
@@ -29,7 +46,7 @@ def make_measure(
     """A jitted (parameters, batch) -> per-image arrays, the batch axis first.
 
     Args:
-        definition: the static half of `base.split` of a classifier.
+        definition: the static half of `base.split` of a classifier, or a masked autoencoder.
         mesh: the devices; the results are gathered on every one, so that each host reads all.
         capture: also measure every layer: coding_rate, sparsity f[b, layers].
         masks: the batch has `mask` bool[b, h, w]; with `capture` also mass, area
@@ -42,27 +59,24 @@ def make_measure(
         model = base.merge(definition, params)
         images = model.preprocess(batch["image"])
         logits, out = model(images, capture=capture)
-        labels = batch["label"]
-        figures = {
-            "loss": losses.cross_entropy(logits, labels),
-            "top1": losses.top_k_correct(logits, labels, 1),
-            "top5": losses.top_k_correct(logits, labels, 5),
-            "predicted": jnp.argmax(logits, axis=-1),
-        }
+        if model.config.family == "crate_mae":
+            figures = autoencoding.figures(model, images, batch["index"])
+        else:
+            figures = classifier_figures(logits, batch["label"])
         if not capture:
             return figures
-        layers = range(out["query"].shape[0])
+        numbers = range(out["query"].shape[0])
         figures["coding_rate"] = jnp.stack(
-            [layerwise.coding_rate(out["query"][layer]) for layer in layers], axis=1
+            [layerwise.coding_rate(out["query"][layer]) for layer in numbers], axis=1
         )
         figures["sparsity"] = jnp.stack(
-            [layerwise.sparsity(out["tokens"][layer]) for layer in layers], axis=1
+            [layerwise.sparsity(out["tokens"][layer]) for layer in numbers], axis=1
         )
         if masks:
             grid = tuple(side // model.config.patch_size for side in images.shape[1:3])
             ious, others = [], []
             other = jnp.roll(batch["mask"], _partner(len(images)), axis=0)
-            for layer in layers:
+            for layer in numbers:
                 maps = attention.cls_maps(out["query"][layer], out["key"][layer])
                 ious.append(scoring.cls_iou(maps, batch["mask"], grid, fraction=keep))
                 others.append(scoring.cls_iou(maps, other, grid, fraction=keep))
@@ -87,6 +101,10 @@ class Evaluator:
         capture_images: measure the layers on at least so many images (the first ones), since
             capturing costs memory and time; accuracy is always measured on all.
         keep: the part of mass or area that the rules keep.
+
+    Attributes:
+        skipped: indices of the corrupt images that the last pass left out, of all processes (needs
+            `config.data.on_corrupt="skip"`).
     """
 
     def __init__(
@@ -100,33 +118,57 @@ class Evaluator:
         keep: float,
     ):
         self.batches, self.mesh, self.masks = batches, mesh, masks
-        self.capture_images = capture_images
+        self.capture_images, self.skipped = capture_images, []
         self._plain = make_measure(definition, mesh, capture=False, masks=False, keep=keep)
         self._full = make_measure(definition, mesh, capture=True, masks=masks, keep=keep)
         self._random: dict[str, float] | None = None
         self._random_images: Arrays | None = None
 
-    def measure(self, params: Any, *, capture_only: bool = False) -> Arrays:
+    def compile(self, params: Any, batch: Arrays) -> None:
+        """Compiles what a run will need, for a batch of these shapes; nothing is computed."""
+        arrays = self._put(batch, self.masks)
+        for part, function in ((False, self._plain), (True, self._full)):
+            needed = arrays if part else {k: v for k, v in arrays.items() if k != "mask"}
+            function.lower(params, {k: v for k, v in needed.items() if k != "valid"}).compile()
+
+    def _put(self, batch: Arrays, masks: bool) -> dict[str, jax.Array]:
+        keys = ["image", "label", "index", "valid"] + ["mask"] * masks
+        arrays = {key: batch[key] for key in keys}
+        arrays["index"] = arrays["index"].astype(np.int32)
+        return sharding.put_batch(arrays, sharding.batch_sharding(self.mesh))
+
+    def measure(
+        self,
+        params: Any,
+        *,
+        capture_only: bool = False,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Arrays:
         """Per-image arrays over the held-out set, padding removed, in the set's order.
 
         Layer-wise arrays are shorter where `capture_images` is smaller than the set.
 
         Args:
             params: the parameters.
-            capture_only: stop once the layers are measured.
+            capture_only: end once the layers are measured.
+            stop: asked before every batch.
+
+        Raises:
+            Interrupted: where `stop` said so.
         """
         columns: dict[str, list[np.ndarray]] = {}
-        measured = 0
-        split = sharding.batch_sharding(self.mesh)
+        measured, skipped = 0, []
         for batch in self.batches():
+            if stop():
+                raise Interrupted
             full = measured < self.capture_images
             if capture_only and not full:
                 break
-            keys = {"image", "label", "valid"} | ({"mask"} if full and self.masks else set())
-            arrays = sharding.put_batch({key: batch[key] for key in keys}, split)
-            valid = arrays.pop("valid")
+            arrays = self._put(batch, full and self.masks)
+            valid, index = arrays.pop("valid"), arrays["index"]
             figures = jax.device_get((self._full if full else self._plain)(params, arrays))
-            valid = np.asarray(jax.device_get(_replicate(valid, self.mesh)))
+            valid, index = jax.device_get(_replicate((valid, index), self.mesh))
+            skipped += index[~valid & (index >= 0)].tolist()
             paired = np.roll(valid, _partner(len(valid))) & (_partner(len(valid)) > 0)
             for name in figures:
                 if name.startswith("other_"):
@@ -134,21 +176,33 @@ class Evaluator:
             for name, value in figures.items():
                 columns.setdefault(name, []).append(value[valid])
             measured += int(valid.sum())
+        self.skipped = skipped
         return {name: np.concatenate(parts) for name, parts in columns.items()}
 
-    def __call__(self, params: Any, random_params: Any = None) -> dict[str, float]:
+    def __call__(
+        self,
+        params: Any,
+        random_params: Any = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, float]:
         """All figures by name.
 
         Args:
             params: the trained parameters.
             random_params: a function returning the same network's random parameters, called once;
                 None leaves that baseline out.
+            stop: asked before every batch.
+
+        Raises:
+            Interrupted: where `stop` said so.
         """
-        images = self.measure(params)
+        images = self.measure(params, stop=stop)
         metrics = summarise(images)
+        if self.skipped:
+            metrics["val/skipped_images"] = len(self.skipped)
         if self.masks and random_params is not None:
             if self._random is None:
-                self._random_images = self.measure(random_params(), capture_only=True)
+                self._random_images = self.measure(random_params(), capture_only=True, stop=stop)
                 self._random = cls_iou_metrics(self._random_images, "val/cls_iou_random")
             metrics |= self._random
             metrics |= gain_metrics(images, self._random_images)
@@ -157,12 +211,9 @@ class Evaluator:
 
 def summarise(images: Arrays) -> dict[str, float]:
     """Means over images of what `Evaluator.measure` returns, by metric name."""
-    metrics = {
-        "val/loss": _mean(images["loss"]),
-        "val/top1": _mean(images["top1"]),
-        "val/top5": _mean(images["top5"]),
-        "val/images": len(images["loss"]),
-    }
+    scores = [name for name in ("loss", "top1", "top5") if name in images]
+    metrics = {f"val/{name}": _mean(images[name]) for name in scores}
+    metrics["val/images"] = len(images["loss"])
     for kind in ("coding_rate", "sparsity"):
         if kind in images:
             metrics |= _by_layer(f"val/{kind}", images[kind].T)
@@ -223,5 +274,5 @@ def _mean(values: np.ndarray) -> float:
     return float(np.mean(values, dtype=np.float64))
 
 
-def _replicate(array: jax.Array, mesh: jax.sharding.Mesh) -> jax.Array:
-    return jax.device_put(array, sharding.replicated(mesh))
+def _replicate(arrays: Any, mesh: jax.sharding.Mesh) -> Any:
+    return jax.device_put(arrays, sharding.replicated(mesh))

@@ -95,9 +95,20 @@ def list_skipped(
     """
     if not batches.skipped:
         return {}
-    path = directory / f"skipped_images_{jax.process_index()}.txt"
-    path.write_text("".join(f"{source.path(index)}\n" for index in batches.skipped))
+    _list_paths(directory / f"skipped_images_{jax.process_index()}.txt", source, batches.skipped)
     return {"train/skipped_images": len(batches.skipped)}
+
+
+def list_skipped_held_out(
+    evaluator: evaluation.Evaluator, source: datasets.Source, directory: pathlib.Path
+) -> None:
+    """Lists what an evaluation left out in skipped_held_out_images.txt; once for all processes."""
+    if evaluator.skipped and jax.process_index() == 0:
+        _list_paths(directory / "skipped_held_out_images.txt", source, evaluator.skipped)
+
+
+def _list_paths(file: pathlib.Path, source: datasets.Source, indices: list[int]) -> None:
+    file.write_text("".join(f"{source.path(index)}\n" for index in indices))
 
 
 def pixels_and_labels(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

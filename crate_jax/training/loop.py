@@ -6,8 +6,10 @@ however it was, and started again ends with the same figures as one that was not
 """
 
 import collections
+import contextlib
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,7 +17,18 @@ import ml_collections
 
 from crate_jax import config as configuration
 from crate_jax.models import base, variants
-from crate_jax.training import checkpoint, console, inputs, optim, sharding, workdir
+from crate_jax.training import (
+    checkpoint,
+    console,
+    distributed,
+    evaluation,
+    inputs,
+    optim,
+    preflight,
+    pretrained,
+    sharding,
+    workdir,
+)
 from crate_jax.training import metrics as figures
 from crate_jax.training import report as reporting
 from crate_jax.training import step as steps
@@ -23,13 +36,18 @@ from crate_jax.training.console import say
 from crate_jax.training.stop import StopSignal
 
 
-def train(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -> int:
+def train(
+    config: ml_collections.ConfigDict,
+    directory: str | pathlib.Path,
+    devices: Sequence[jax.Device] | None = None,
+) -> int:
     """Trains to the end, or until told to stop; resumes where the directory holds checkpoints.
 
     Args:
         config: from a config file; `crate_jax.config.default` has every key with its meaning.
-        directory: the run's workdir. Written there: config.json, metrics.jsonl, checkpoints/,
-            tensorboard/, report/index.html.
+        directory: the run's workdir, the same for all processes. Written there: config.json,
+            metrics.jsonl, checkpoints/, tensorboard/, report/index.html.
+        devices: to train on; None for all.
 
     Returns:
         The exit status: 0 when finished, or stopped by SIGTERM and saved; 130 after Ctrl-C.
@@ -38,20 +56,30 @@ def train(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -> i
         ValueError: for anything wrong with the config, the data or the workdir, before any work.
         FloatingPointError: where the loss or a gradient is not finite.
         checkpoint.CheckpointError: where a checkpoint cannot be written or read.
+        distributed.ProcessFailed: where another process of the run failed or has another config.
         OSError: where files cannot be written.
     """
     started = time.monotonic()
 
     # ---- Configuration and devices --------------------------------------------------------------
     config = configuration.resolve(config)
-    mesh = sharding.make_mesh(config.fsdp)
+    mesh = sharding.make_mesh(config.fsdp, devices)
     sharding.check_batch("batch_size", config.batch_size, mesh, config.accumulate)
     sharding.check_batch("evaluation.batch_size", config.evaluation.batch_size, mesh)
     say(console.device_line(mesh))
 
     # ---- Data: opened and checked before anything is compiled -----------------------------------
     model_config = variants.from_dict(config.model.to_dict())
-    data = inputs.open_data(config, model_config)
+    directory = pathlib.Path(directory).absolute()
+    with distributed.together("opening the data"):
+        data = inputs.open_data(config, model_config)
+        weights = pretrained.read(config.init_from, model_config) if config.init_from else {}
+    distributed.check_equal(
+        config=configuration.plain(config),
+        training_images=len(data.train),
+        held_out_images=len(data.val),
+        classes=data.train.class_names,
+    )
     plan = configuration.durations(config, len(data.train))
     say(inputs.data_line(data, plan, config.batch_size))
 
@@ -65,7 +93,7 @@ def train(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -> i
 
     def init(key):
         params = base.split(variants.build(model_config, key, **options))[1]
-        return params, steps.initial(optimizer, params)
+        return params, steps.initial(optimizer, params, steps.figure_names(config))
 
     seed_key = jax.random.key(config.seed)
     shapes = jax.eval_shape(init, seed_key)
@@ -87,38 +115,49 @@ def train(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -> i
     split = sharding.batch_sharding(mesh)
     flops = steps.flops_per_image(config, model_config)
     say(console.model_line(model_config, shapes[0], flops, config.dtype))
-
-    if config.dry_run:
-        with data.batches() as batches:
-            batch = sharding.put_batch(inputs.pixels_and_labels(next(batches)), split)
-        say(console.dry_run_text(train_step.lower(*template, batch).compile(), plan, directory))
-        return 0
+    evaluator = inputs.make_evaluator(config, definition, data, mesh)
 
     # ---- Workdir, and resumption: newest whole checkpoint, then input position, then metrics -----
-    directory = pathlib.Path(directory).absolute()
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-    workdir.claim(directory, config, needed_bytes=2 * state_bytes + 2**24)
+    needed_bytes = 2 * state_bytes + 2**24
+    if config.dry_run:
+        workdir.check(directory, config, needed_bytes)
+        preflight.check(config, data, plan, train_step, template, evaluator, directory)
+        return 0
+    writer = jax.process_index() == 0
+    with distributed.together("opening the workdir"):
+        if writer:
+            workdir.claim(directory, config, needed_bytes)
     checkpoints = checkpoint.Checkpoints(directory, config.keep_checkpoints, plan.keep)
     batches = data.batches()
     restored = checkpoints.restore_latest(*template)
     if restored is None:
         start, (params, training) = 0, init(seed_key)
+        params = pretrained.replace(params, weights)
     else:
         start, params, training = restored.step, restored.params, restored.training
         batches.set_state(restored.input)
         say(f"resumed  after step {start} of {plan.total}")
-    writer = jax.process_index() == 0
     metrics = figures.MetricsFile(directory / "metrics.jsonl", start, writer)
-    board = figures.TensorBoard(directory / "tensorboard", start, writer and config.tensorboard)
-    evaluator = inputs.make_evaluator(config, definition, data, mesh)
+    boards = (
+        figures.TensorBoard(directory / "tensorboard", start, writer and config.tensorboard),
+        figures.WeightsAndBiases(config.wandb, directory, configuration.plain(config), writer),
+    )
+    profile = figures.Profile(directory / "profile", config.profile_steps, start, plan.total)
 
     def record(step: int, values: dict[str, Any]) -> None:
         metrics.write(step, values)
-        board.write(step, values)
+        for board in boards:
+            board.write(step, values)
 
     def evaluate_now(step: int) -> None:
         begin = time.monotonic()
-        values = evaluator(params, lambda: init(seed_key)[0])
+        try:
+            values = evaluator(params, lambda: init(seed_key)[0], stop.within_step)
+        except evaluation.Interrupted:
+            say(console.interrupted_line(step, stop.name))
+            return
+        inputs.list_skipped_held_out(evaluator, data.val, directory)
         record(step, values | {"time/evaluation": time.monotonic() - begin})
         say(console.evaluation_line(step, values))
 
@@ -128,9 +167,15 @@ def train(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -> i
         metadata = {"step": step, "class_names": list(data.train.class_names)}
         checkpoints.save(step, params, training, batches.get_state(), metadata)
 
+    def settle(step: int) -> None:
+        if not checkpoints.wait():
+            save(step)
+            checkpoints.wait()
+
     def check_finite(step: int) -> None:
         bad = int(training["bad_step"])
         if bad >= 0:
+            checkpoints.wait()
             raise FloatingPointError(_not_finite(bad, recent, directory, checkpoints.steps()))
         recent.clear()
 
@@ -139,47 +184,55 @@ def train(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -> i
 
     # ---- Loop -----------------------------------------------------------------------------------
     recent: collections.deque = collections.deque()  # (step, indices) not yet known to be finite
-    peak = figures.peak_flops(jax.devices()[0])
+    peak = figures.peak_flops(mesh.devices.flat[0])
     watch = console.Stopwatch(start, plan.total, config.batch_size, flops, peak, mesh.size)
-    with StopSignal() as stop:
-        try:
-            # Stopped between a step and its evaluation: that is made up for first.
-            if start and due(start, plan.evaluate) and not metrics.has(start, "val/loss"):
-                evaluate_now(start)
-            for step in range(start + 1, plan.total + 1):
-                with watch.waiting():
-                    batch = next(batches)
-                recent.append((step, batch["index"]))
-                batch = sharding.put_batch(inputs.pixels_and_labels(batch), split)
-                params, training = train_step(params, training, batch)
-                if step == start + 1:
-                    with watch.pause("compile"):
-                        jax.block_until_ready(params)
-                if due(step, plan.log):
-                    # The one place where the host waits for the device.
-                    values = steps.read_sums(training) | {"train/learning_rate": rate(step - 1)}
-                    check_finite(step)
-                    training = steps.reset_sums(training)
-                    values |= watch.lap(step)
-                    values |= inputs.list_skipped(batches, data.train, directory)
-                    record(step, values)
-                    say(console.progress_line(step, plan.total, values, watch.eta()))
-                    checkpoints.poll()
-                if due(step, plan.evaluate) and not stop:
-                    with watch.pause("evaluation"):
-                        evaluate_now(step)
-                if due(step, plan.checkpoint) or stop:
-                    with watch.pause("checkpoint"):
-                        save(step)
-                if stop:
-                    checkpoints.wait()
-                    say(f"{stop.name}: saved step {step}; run the same command again to resume")
-                    return stop.status
-        finally:
-            batches.close()
-            metrics.close()
-            board.close()
-            checkpoints.close()
+    with contextlib.ExitStack() as opened:
+        for resource in (checkpoints, *boards, metrics, batches, profile):
+            opened.callback(resource.close)
+        stop = opened.enter_context(StopSignal())
+        # Stopped between a step and its evaluation: that is made up for first.
+        done = not (start and due(start, plan.evaluate)) or metrics.has(start, "val/loss")
+        if not distributed.all_true(done):
+            evaluate_now(start)
+        for step in range(start + 1, plan.total + 1):
+            with watch.waiting():
+                batch = next(batches)
+            recent.append((step, batch["index"]))
+            batch = sharding.put_batch(inputs.pixels_and_labels(batch), split)
+            params, training = train_step(params, training, batch)
+            if step == start + 1:
+                with watch.pause("compile"):
+                    jax.block_until_ready(params)
+            if profile.after(step, training):
+                say(f"profile  {profile.directory}")
+            stopping = stop.requested(step)
+            if due(step, plan.log):
+                # The one place where the host waits for the device.
+                values = steps.read_sums(training) | {"train/learning_rate": rate(step - 1)}
+                check_finite(step)
+                training = steps.reset_sums(training)
+                values |= watch.lap(step)
+                values |= inputs.list_skipped(batches, data.train, directory)
+                record(step, values)
+                say(console.progress_line(step, plan.total, values, watch.eta()))
+                checkpoints.poll()
+            # Before the evaluation, which may take longer than a preemption leaves.
+            saved = stopping or due(step, plan.checkpoint)
+            if saved:
+                with watch.pause("checkpoint"):
+                    save(step)
+            if due(step, plan.evaluate) and not stopping:
+                with watch.pause("evaluation"):
+                    evaluate_now(step)
+                stopping = stop.within_step()
+            if stopping:
+                if not saved:
+                    save(step)
+                settle(step)
+                say(f"{stop.name}: saved step {step}; run the same command again to resume")
+                return stop.status
+        settle(plan.total)
+
     # ---- Report ---------------------------------------------------------------------------------
     console.print_evaluation(metrics.latest("val/loss"))
     if config.report and writer:

@@ -1,5 +1,6 @@
 """Where figures go: metrics.jsonl, TensorBoard, and the arithmetic of throughput."""
 
+import hashlib
 import json
 import math
 import os
@@ -109,6 +110,92 @@ class TensorBoard:
         """Flushes and closes the files."""
         if self._writer:
             self._writer.close()
+
+
+class WeightsAndBiases:
+    """The same figures on Weights & Biases; a resumed run continues the one that it began.
+
+    Args:
+        project: the project's name; "" does nothing.
+        directory: the run's workdir, whose path and config tell runs apart.
+        config: what the run is, nested dictionaries.
+        enabled: False does nothing.
+
+    Raises:
+        ValueError: where a project is named and the package is not installed.
+    """
+
+    def __init__(
+        self, project: str, directory: pathlib.Path, config: Mapping[str, Any], enabled: bool
+    ):
+        self._run = None
+        if not project or not enabled:
+            return
+        try:
+            import wandb
+        except ImportError as error:
+            raise ValueError(
+                f"config.wandb={project!r}: expected the package wandb; install it with "
+                'pip install "crate-jax[wandb]", or set config.wandb=""'
+            ) from error
+        identity = json.dumps([str(directory), config], sort_keys=True)
+        self._run = wandb.init(
+            project=project,
+            id=hashlib.sha256(identity.encode()).hexdigest()[:16],
+            name=directory.name,
+            dir=str(directory),
+            config=dict(config),
+            resume="allow",
+        )
+        # Its own step only grows; ours falls back when a run is resumed.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One point a metric."""
+        if self._run:
+            self._run.log({"step": step} | {name: float(value) for name, value in values.items()})
+
+    def close(self) -> None:
+        """Sends what is left."""
+        if self._run:
+            self._run.finish()
+
+
+class Profile:
+    """A trace of some steps for TensorBoard or Perfetto, in WORKDIR/profile.
+
+    Args:
+        directory: where to.
+        steps: how many; 0: none.
+        start: steps done before; the trace begins ten later, when all is compiled and warm.
+        total: steps of the run: a shorter one is traced from its second step on.
+    """
+
+    def __init__(self, directory: pathlib.Path, steps: int, start: int, total: int):
+        if steps < 0:
+            raise ValueError(f"profile_steps: expected 0 or more, got {steps}")
+        self.directory, self._running = directory, False
+        self._first = min(start + 10, max(start + 1, total - steps))
+        self._last = min(self._first + steps, total) if steps else -1
+
+    def after(self, step: int, state: Any) -> bool:
+        """To be called after every step, with what it returned; True when the trace is written."""
+        if self._last < 0 or step not in (self._first, self._last):
+            return False
+        jax.block_until_ready(state)  # whole steps: the device works behind the host
+        if step == self._first < self._last:
+            jax.profiler.start_trace(str(self.directory))
+            self._running = True
+            return False
+        return self.close()
+
+    def close(self) -> bool:
+        """Ends a trace that runs; True where there was one."""
+        running, self._running = self._running, False
+        if running:
+            jax.profiler.stop_trace()
+        return running
 
 
 def cut(path: pathlib.Path, last_step: int) -> list[dict[str, Any]]:

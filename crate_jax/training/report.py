@@ -17,6 +17,7 @@ from crate_jax.data import loader
 from crate_jax.export import report
 from crate_jax.models import base
 from crate_jax.segmentation import attention
+from crate_jax.training import autoencoding
 from crate_jax.training.inputs import Data
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -51,7 +52,20 @@ def write(
         history=lines,
         examples=examples(config, data, definition, params),
         environment=environment(),
+        reconstructions=reconstructions(config, data, definition, params),
     )
+
+
+def reconstructions(
+    config: ml_collections.ConfigDict, data: Data, definition: nnx.GraphDef, params: Any
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Of a masked autoencoder: (image, what it saw of it, what it made of it), uint8[h, w, 3]."""
+    count = min(config.evaluation.report_images, len(data.val))
+    if config.model.family != "crate_mae" or not count:
+        return []
+    batch, valid = _spread(data, count)
+    pictures = autoencoding.pictures(definition, params, batch["image"], batch["index"])
+    return [tuple(x[row] for x in (batch["image"], *pictures)) for row in np.flatnonzero(valid)]
 
 
 def examples(
@@ -61,12 +75,7 @@ def examples(
     count = min(config.evaluation.report_images, len(data.val))
     if not count:
         return []
-    indices = np.linspace(0, len(data.val) - 1, count).astype(int)
-    batch = next(
-        loader.eval_batches(
-            _Subset(data.val, indices), batch_size=count, transform=data.transform("val")
-        )
-    )
+    batch, valid = _spread(data, count)
 
     @jax.jit
     def look(params, images):
@@ -81,7 +90,7 @@ def examples(
     maps = maps.reshape(*maps.shape[:3], rows, -1)
     names = data.val.class_names
     shown = []
-    for row in np.flatnonzero(batch["valid"]):
+    for row in np.flatnonzero(valid):
         entry = {"image": batch["image"][row], "maps": maps[row]}
         if config.model.classes:
             predicted = int(logits[row].argmax())
@@ -91,6 +100,14 @@ def examples(
             entry["mask"] = batch["mask"][row]
         shown.append(entry)
     return shown
+
+
+def _spread(data: Data, count: int) -> tuple[loader.Example, np.ndarray]:
+    """A batch of held-out images, spread over the set; and which of them could be read."""
+    indices = np.linspace(0, len(data.val) - 1, count).astype(int)
+    source = _Subset(data.val, indices)
+    batch = next(loader.eval_batches(source, batch_size=count, transform=data.transform("val")))
+    return batch, batch["valid"]
 
 
 def environment() -> dict[str, str]:
@@ -106,9 +123,14 @@ def environment() -> dict[str, str]:
 
 def _lede(config: ml_collections.ConfigDict, data: Data) -> str:
     size = " x ".join(str(side) for side in config.model.image_size)
+    taught = (
+        "trained without labels, on reconstructing hidden patches"
+        if config.model.family == "crate_mae"
+        else "trained on class labels alone"
+    )
     return (
         f"{config.model.depth} layers of {config.model.heads} heads, {size} px in patches of "
-        f"{config.model.patch_size}, trained on class labels alone. What follows was measured on "
+        f"{config.model.patch_size}, {taught}. What follows was measured on "
         f"{len(data.val):,} images that it never saw."
     )
 

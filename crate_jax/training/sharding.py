@@ -4,6 +4,7 @@ A batch is split over both axes. Parameters and optimizer state are replicated o
 `fsdp` each array is split along its longest axis that divides, so that large models fit.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,8 +15,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 SMALLEST_SHARDED = 2**14
 
 
-def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
-    """A (data, fsdp) mesh over all devices.
+def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A (data, fsdp) mesh over some devices, or all.
 
     Raises:
         ValueError: where `fsdp` does not divide the number of devices.

@@ -1,5 +1,6 @@
 """One training step: a pure function of (parameters, training state, batch)."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import ml_collections
 import optax
 from flax import nnx
 
+from crate_jax.data import mixing
 from crate_jax.models import base, variants
 from crate_jax.training import losses, metrics
 
@@ -17,16 +19,45 @@ Objective = Callable[[nnx.Module, Batch, jax.Array], tuple[jax.Array, dict[str, 
 
 
 def classification(config: ml_collections.ConfigDict) -> Objective:
-    """Mean cross-entropy of a batch with `image` uint8[b, h, w, 3] and `label` int[b]."""
+    """Mean cross-entropy of a batch with `image` uint8[b, h, w, 3] and `label` int[b].
+
+    With `config.mixup` or `config.cutmix` the normalised images and their one-hot labels are mixed
+    first; the training accuracy then counts hits of each image's own label, the unmixed one.
+    """
 
     def objective(model, batch, key):
-        del key
-        logits, _ = model(model.preprocess(batch["image"]))
-        loss = jnp.mean(losses.cross_entropy(logits, batch["label"], config.label_smoothing))
+        images, targets = model.preprocess(batch["image"]), batch["label"]
+        if config.mixup or config.cutmix:
+            targets = jax.nn.one_hot(targets, model.config.classes)
+            images, targets = mixing.mixup_or_cutmix(
+                key, images, targets, config.mixup, config.cutmix, config.mixup_switch
+            )
+        logits, _ = model(images)
+        loss = jnp.mean(losses.cross_entropy(logits, targets, config.label_smoothing))
         correct = losses.top_k_correct(logits, batch["label"], 1)
         return loss, {"top1": jnp.mean(correct, dtype=jnp.float32)}
 
     return objective
+
+
+def masked_autoencoding(config: ml_collections.ConfigDict) -> Objective:
+    """Mean squared error on the hidden patches of CRATE-MAE (2404.02446), hidden anew each step."""
+    del config
+
+    def objective(model, batch, key):
+        images = model.preprocess(batch["image"])
+        patches = math.prod(side // model.config.patch_size for side in images.shape[1:3])
+        noise = jax.random.uniform(key, (images.shape[0], patches))
+        _, out = model(images, mask_noise=noise)
+        return out["loss"], {}
+
+    return objective
+
+
+# By model family; the others are trained as classifiers.
+OBJECTIVES: dict[str, Callable[[ml_collections.ConfigDict], Objective]] = {
+    "crate_mae": masked_autoencoding
+}
 
 
 def objective(config: ml_collections.ConfigDict) -> Objective:
@@ -34,8 +65,9 @@ def objective(config: ml_collections.ConfigDict) -> Objective:
     return OBJECTIVES.get(config.model.family, classification)(config)
 
 
-# Families that are not trained as classifiers.
-OBJECTIVES: dict[str, Callable[[ml_collections.ConfigDict], Objective]] = {}
+def figure_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """What `objective(config)` returns beside the loss."""
+    return () if config.model.family in OBJECTIVES else ("top1",)
 
 
 def flops_per_image(
@@ -58,18 +90,21 @@ def flops_per_image(
     return metrics.count_flops(gradient, params, image, label) / batch
 
 
-def initial(optimizer: optax.GradientTransformation, params: Any) -> dict[str, Any]:
+def initial(
+    optimizer: optax.GradientTransformation, params: Any, figures: tuple[str, ...] = ("top1",)
+) -> dict[str, Any]:
     """The training state before step 0, apart from the parameters.
 
-    `sums` holds running sums since the last logged line (in the state, so that a run resumed
-    between two lines logs the same line); `bad_step` the first step, counted from 1, whose loss or
-    gradient was not finite, or -1: it costs no synchronisation and is read when a line is logged.
+    `figures` are the names that the objective returns beside the loss. `sums` holds running sums
+    since the last logged line (in the state, so that a run resumed between two lines logs the same
+    line); `bad_step` the first step, counted from 1, whose loss or gradient was not finite, or -1:
+    it costs no synchronisation and is read when a line is logged.
     """
     return {
         "optimizer": optimizer.init(params),
         "step": jnp.zeros((), jnp.int32),
         "bad_step": jnp.full((), -1, jnp.int32),
-        "sums": {"loss": jnp.zeros(()), "top1": jnp.zeros(()), "steps": jnp.zeros(())},
+        "sums": {name: jnp.zeros(()) for name in ("loss", *figures, "steps")},
     }
 
 
@@ -90,7 +125,8 @@ def make_step(
         seed: randomness of step t comes from fold_in(key(seed), t): a resumed run is the same run.
         accumulate: parts that the batch is computed in, one after the other, with the mean of
             their gradients applied once: the same update in less memory. Part k takes examples
-            k, k + accumulate, ..., so that every part is spread over all devices.
+            k, k + accumulate, ..., so that every part is spread over all devices. What an
+            objective draws (masks, mixing) each part draws for itself.
     """
 
     def loss_and_grad(params, batch, key):
@@ -127,11 +163,7 @@ def make_step(
             "bad_step": jnp.where(
                 (training["bad_step"] < 0) & ~good, training["step"] + 1, training["bad_step"]
             ),
-            "sums": {
-                "loss": sums["loss"] + loss,
-                "top1": sums["top1"] + figures.get("top1", 0.0),
-                "steps": sums["steps"] + 1,
-            },
+            "sums": jax.tree.map(jnp.add, sums, {"loss": loss, "steps": 1.0} | figures),
         }
         return optax.apply_updates(params, updates), training
 

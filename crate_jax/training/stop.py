@@ -1,33 +1,42 @@
 """SIGTERM and Ctrl-C as a request that the loop answers between two steps."""
 
+import os
 import signal
 import threading
 import types
 
+import jax
+from jax.experimental import multihost_utils
+
 
 class StopSignal:
-    """True once SIGTERM or SIGINT arrived.
+    """Whether to stop: because SIGTERM or SIGINT arrived, here or at another process of the run.
 
     Further SIGTERMs change nothing (a launcher and a scheduler may both send one, and the save must
     not be cut short); a second Ctrl-C raises KeyboardInterrupt at once.
 
         with StopSignal() as stop:
             for step in ...:
-                if stop:
+                if stop.requested(step):
                     save(); return stop.status
 
     Outside the main thread (a notebook's worker, say) nothing is installed and it stays False.
+
+    Where the run has several processes, SIGTERM is left to JAX's preemption service, which tells
+    all of them and makes `requested` true at the same step in each. A Ctrl-C here is passed on as a
+    SIGTERM.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self):
         self.received: signal.Signals | None = None
+        self._several = jax.process_count() > 1
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
-            for number in self.SIGNALS:
+            for number in self.SIGNALS[1:] if self._several else self.SIGNALS:
                 self._previous[number] = signal.signal(number, self._receive)
         return self
 
@@ -36,8 +45,17 @@ class StopSignal:
             signal.signal(number, handler)
         self._previous.clear()
 
-    def __bool__(self) -> bool:
+    def requested(self, step: int) -> bool:
+        """Whether to stop after this step; every process must ask at every step."""
+        if self._several:
+            if not multihost_utils.reached_preemption_sync_point(step):
+                return False
+            self.received = self.received or signal.SIGTERM
         return self.received is not None
+
+    def within_step(self) -> bool:
+        """Whether to cut short what is done between two steps; several processes never do."""
+        return self.received is not None and not self._several
 
     @property
     def name(self) -> str:
@@ -54,3 +72,5 @@ class StopSignal:
         if number == signal.SIGINT and self.received == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = self.received or signal.Signals(number)
+        if self._several:
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -25,14 +25,24 @@ def claim(directory: pathlib.Path, config: ml_collections.ConfigDict, needed_byt
             difference), or files of something else.
         OSError: where it cannot be written or the disk has too little room.
     """
+    check(directory, config, needed_bytes)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _check_writable(directory)
     except OSError as error:
-        raise OSError(
-            f"workdir {directory}: cannot be written ({error.strerror or error}); choose another "
-            "--workdir or free space"
-        ) from error
+        raise OSError(_cannot_write(directory, error.strerror or str(error))) from error
+    if not (directory / CONFIG).exists():
+        write_json(directory / CONFIG, configuration.plain(config))
+
+
+def check(directory: pathlib.Path, config: ml_collections.ConfigDict, needed_bytes: int) -> None:
+    """What `claim` raises as far as it can be told without writing anything."""
+    nearest = directory
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        reason = "no write permission" if nearest.is_dir() else f"{nearest} is a file"
+        raise OSError(_cannot_write(directory, reason))
     path = directory / CONFIG
     if path.exists():
         _check_same(path, config)
@@ -43,13 +53,18 @@ def claim(directory: pathlib.Path, config: ml_collections.ConfigDict, needed_byt
             f"workdir {directory}: holds {' and '.join(strangers)} but no {CONFIG}, so it cannot "
             "be told which run they belong to; choose an empty --workdir"
         )
-    free = shutil.disk_usage(directory).free
+    free = shutil.disk_usage(nearest).free
     if free < needed_bytes:
         raise OSError(
             f"workdir {directory}: expected {needed_bytes / 1e9:.2f} GB free for checkpoints, got "
             f"{free / 1e9:.2f} GB; free space, lower keep_checkpoints, or choose another --workdir"
         )
-    write_json(path, configuration.plain(config))
+
+
+def _cannot_write(directory: pathlib.Path, reason: str) -> str:
+    return (
+        f"workdir {directory}: cannot be written ({reason}); choose another --workdir or free space"
+    )
 
 
 def write_json(path: pathlib.Path, value: object) -> None:

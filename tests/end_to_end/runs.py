@@ -9,6 +9,7 @@ import time
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = "tests/end_to_end/tiny_config.py"
+CACHE = ROOT / ".pytest_cache" / "xla"
 
 
 def command(workdir, config=TINY, *extra):
@@ -29,7 +30,7 @@ def environment(devices=1, **variables):
         | {
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "xla"),
+            "JAX_COMPILATION_CACHE_DIR": str(CACHE),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
@@ -87,3 +88,8 @@ def metrics(workdir, whole=True):
 def checkpoint_steps(workdir):
     directory = pathlib.Path(workdir) / "checkpoints"
     return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
+
+
+def losses(workdir):
+    """The training loss by step."""
+    return {line["step"]: line["train/loss"] for line in metrics(workdir) if "train/loss" in line}

@@ -1,0 +1,124 @@
+"""How fast a config's training step runs on the default devices, input left out.
+
+    python -m benchmarks.train_step --config=configs/imagenet_b.py --batch-size=256
+    python -m benchmarks.train_step --config=configs/imagenet_b.py:model=vit --remat=dots
+    python -m benchmarks.train_step --config=configs/scenes_tiny.py --steps=50
+
+Prints images/s, milliseconds a step, the operations of an image (forward and backward, without
+rematerialisation, counted by XLA before its optimisations), model FLOPs utilisation where the
+chip's peak is known, and the device memory that the compiler plans. The batch is random, lies on
+the devices already, and every step's state is donated to the next, as in training.
+"""
+
+import argparse
+import importlib.util
+import statistics
+import time
+
+import jax
+import numpy as np
+
+from crate_jax import config as configuration
+from crate_jax import main as command_line
+from crate_jax.models import base, variants
+from crate_jax.training import metrics, optim, sharding
+from crate_jax.training import step as steps
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.train_step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, help="FILE.py or FILE.py:ARGUMENT")
+    parser.add_argument("--batch-size", type=int, help="over all devices; default: the config's")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"))
+    parser.add_argument("--remat", choices=("none", "dots", "full"))
+    parser.add_argument("--fsdp", type=int)
+    parser.add_argument("--accumulate", type=int)
+    parser.add_argument("--steps", type=int, default=20, help="timed")
+    a = parser.parse_args()
+    names = ("batch_size", "dtype", "remat", "fsdp", "accumulate")
+    changes = {name: getattr(a, name) for name in names if getattr(a, name) is not None}
+    result = measure(load(a.config, **changes), a.steps)
+    width = max(map(len, result))
+    for name, value in result.items():
+        shown = f"{value:,.4g}" if isinstance(value, float) else value
+        print(f"{name.replace('_', ' '):{width}}  {shown}")
+
+
+def load(argument, **changes):
+    """A config by its command-line form, resolved, with top-level keys replaced."""
+    found = command_line.packaged_config(f"--config={argument}").partition("=")[2]
+    path, _, value = found.partition(":")
+    spec = importlib.util.spec_from_file_location("benchmarked_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(value or None)
+    for name, change in changes.items():
+        config[name] = change
+    return configuration.resolve(config)
+
+
+def measure(config, count=20):
+    """Figures by name; times are medians over `count` steps, each waited for."""
+    mesh = sharding.make_mesh(config.fsdp)
+    sharding.check_batch("batch_size", config.batch_size, mesh, config.accumulate)
+    model_config = variants.from_dict(config.model.to_dict())
+    options = {"dtype": config.dtype, "remat": config.remat}
+    definition, _ = base.split(variants.abstract(model_config, **options))
+    optimizer = optim.optimizer(config.optimizer, lambda _: config.optimizer.learning_rate)
+
+    def init(key):
+        params = base.split(variants.build(model_config, key, **options))[1]
+        return params, steps.initial(optimizer, params, steps.figure_names(config))
+
+    key = jax.random.key(0)
+    shardings = sharding.state_shardings(mesh, jax.eval_shape(init, key))
+    params, training = jax.jit(init, out_shardings=shardings)(key)
+    step = steps.make_step(
+        definition, steps.objective(config), optimizer, seed=0, accumulate=config.accumulate
+    )
+    rng = np.random.default_rng(0)
+    local = config.batch_size // jax.process_count()
+    batch = {
+        "image": rng.integers(0, 256, (local, *model_config.image_size, 3), np.uint8),
+        "label": rng.integers(0, max(1, model_config.classes), local, np.int32),
+    }
+    batch = sharding.put_batch(batch, sharding.batch_sharding(mesh))
+    begin = time.perf_counter()
+    compiled = (
+        jax.jit(step, donate_argnums=(0, 1), out_shardings=shardings)
+        .lower(params, training, batch)
+        .compile()
+    )
+    compilation = time.perf_counter() - begin
+    seconds = []
+    for _ in range(3 + count):
+        begin = time.perf_counter()
+        params, training = jax.block_until_ready(compiled(params, training, batch))
+        seconds.append(time.perf_counter() - begin)
+    second = statistics.median(seconds[3:])
+    device, flops = mesh.devices.flat[0], steps.flops_per_image(config, model_config)
+    rate = config.batch_size / second
+    result = {
+        "device": f"{mesh.size} x {device.device_kind}",
+        "batch_size": config.batch_size,
+        "dtype": config.dtype,
+        "images_per_second": rate,
+        "milliseconds_a_step": 1e3 * second,
+        "GFLOP_an_image": flops / 1e9,
+        "TFLOP_a_second": rate * flops / 1e12,
+        "compilation_seconds": compilation,
+    }
+    if peak := metrics.peak_flops(device):
+        result["MFU"] = rate * flops / (peak * mesh.size)
+    if memory := compiled.memory_analysis():
+        held, work = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+        result["GiB_a_device"] = (held + work) / 2**30
+    return result
+
+
+if __name__ == "__main__":
+    main()

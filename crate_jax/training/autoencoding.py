@@ -1,0 +1,74 @@
+"""What is measured and shown of a masked autoencoder on held-out images.
+
+Which patches are hidden depends on an image's place in the set alone: the same at every evaluation,
+on any number of devices.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from crate_jax.models import base, layers
+
+_MASK_SEED = 0
+
+
+def figures(model: nnx.Module, images: jax.Array, indices: jax.Array) -> dict[str, jax.Array]:
+    """Per image: loss, the mean squared error over its hidden patches."""
+    pred, out, patches = reconstruct(model, images, indices)
+    error = jnp.mean((pred - patches) ** 2, axis=-1)
+    return {"loss": jnp.sum(error * out["mask"], axis=1) / jnp.sum(out["mask"], axis=1)}
+
+
+def reconstruct(
+    model: nnx.Module, images: jax.Array, indices: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
+    """(pred f32[b, n, 3 p^2], out, the patches f32[b, n, 3 p^2]), by noise of (index) alone."""
+    patches = layers.patchify(images, model.config.patch_size)
+    key = jax.random.key(_MASK_SEED)
+    noise = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), patches.shape[1:2]))
+    pred, out = model(images, mask_noise=noise(indices))
+    return pred, out, patches
+
+
+def pictures(
+    definition: nnx.GraphDef, params: Any, images: np.ndarray, indices: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a masked autoencoder sees, and the image as it completes it, uint8[b, h, w, 3] each.
+
+    Hidden patches are grey in the first; in the second they are the network's, the others as seen.
+
+    Args:
+        definition: the static half of `base.split`.
+        params: the parameters.
+        images: uint8[b, h, w, 3].
+        indices: int[b], by which patches are hidden.
+    """
+
+    @jax.jit
+    def look(params, images, indices):
+        model = base.merge(definition, params)
+        c = model.config
+        pred, out, patches = reconstruct(model, model.preprocess(images), indices)
+        hidden = out["mask"][..., None] > 0
+        completed = _unpatchify(jnp.where(hidden, pred, patches), images.shape[1:3])
+        completed = 255 * (completed * jnp.array(c.std) + jnp.array(c.mean))
+        hidden = _unpatchify(
+            jnp.broadcast_to(hidden, patches.shape).astype(jnp.float32), images.shape[1:3]
+        )
+        seen = jnp.where(hidden > 0, 128, images)
+        return tuple(jnp.clip(jnp.round(x), 0, 255).astype(jnp.uint8) for x in (seen, completed))
+
+    return jax.device_get(look(params, images, indices.astype(np.int32)))
+
+
+def _unpatchify(patches: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """The reverse of `layers.patchify`: [b, n, 3 p^2] -> [b, h, w, 3]."""
+    side = math.isqrt(patches.shape[-1] // 3)
+    rows, columns = size[0] // side, size[1] // side
+    x = patches.reshape(-1, rows, columns, side, side, 3)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *size, 3)

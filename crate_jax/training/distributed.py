@@ -1,0 +1,133 @@
+"""Several processes as one run: starting them, and deciding together.
+
+Every process runs the same program on its own hosts' devices. What one of them sees alone (a
+signal, a missing file, another config) must not make it leave the others waiting in a collective
+operation, so such things are agreed upon here. With one process nothing here costs anything.
+"""
+
+import contextlib
+import hashlib
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+MODES = ("auto", "on", "off")
+
+
+class ProcessFailed(RuntimeError):
+    """Another process of the run stopped, or the processes do not belong to one run."""
+
+
+def start(
+    mode: str = "auto",
+    *,
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    timeout: int = 300,
+) -> None:
+    """Joins the other processes; must come before anything that touches a device.
+
+    Args:
+        mode: "on" joins, with what is not given found by JAX (TPU pods, Slurm, MPI); "off" does
+            not; "auto" joins where an address is given or Slurm says that there are several tasks.
+        coordinator_address: HOST:PORT of process 0.
+        num_processes: how many processes.
+        process_id: this one, from 0.
+        timeout: seconds to wait for all of them.
+
+    Raises:
+        ValueError: where the flags do not fit together or do not tell enough.
+        ProcessFailed: where not all processes joined in time.
+    """
+    given = (coordinator_address, num_processes, process_id)
+    if mode == "off" and any(value is not None for value in given):
+        raise ValueError("--distributed=off: expected no coordinator_address and the like")
+    tasks = os.environ.get("SLURM_NTASKS", "1") if "SLURM_PROCID" in os.environ else "1"
+    several = any(value is not None for value in given) or int(tasks) > 1
+    if mode == "off" or (mode == "auto" and not several):
+        return
+    try:
+        jax.distributed.initialize(
+            coordinator_address, num_processes, process_id, initialization_timeout=timeout
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"--distributed: {error} Outside TPU pods, Slurm and MPI give --coordinator_address="
+            "HOST:PORT of process 0, --num_processes=N and --process_id=0 ... N-1"
+        ) from error
+    except RuntimeError as error:
+        raise ProcessFailed(
+            f"not all processes joined within {timeout} s (this is process {process_id}, "
+            f"coordinator {coordinator_address}): {str(error).splitlines()[0]} Start all of them, "
+            "check that they reach the address, or raise --initialization_timeout"
+        ) from error
+    print(
+        f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}: "
+        f"{jax.local_device_count()} of {jax.device_count()} devices",
+        flush=True,
+    )
+
+
+def check_equal(**values: Any) -> None:
+    """Raises ProcessFailed on every process unless all have the same values.
+
+    Args:
+        **values: anything whose text says all about it, by name.
+    """
+    if jax.process_count() == 1:
+        return
+    sums = [hashlib.sha256(str(value).encode()).digest() for value in values.values()]
+    gathered = multihost_utils.process_allgather(np.frombuffer(b"".join(sums), np.uint8))
+    gathered = np.asarray(gathered).reshape(jax.process_count(), len(values), -1)
+    differ = (gathered != gathered[:1]).any(axis=-1)
+    if differ.any():
+        names = [name for name, odd in zip(values, differ.any(axis=0), strict=True) if odd]
+        mine = ", ".join(f"{name} {str(values[name])[:80]}" for name in names)
+        raise ProcessFailed(
+            f"expected the same {', '.join(names).replace('_', ' ')} on all processes; process(es) "
+            f"{np.flatnonzero(differ.any(axis=1)).tolist()} differ from process 0. This is process "
+            f"{jax.process_index()}: {mine}"
+        )
+
+
+@contextlib.contextmanager
+def together(what: str) -> Iterator[None]:
+    """Around work that every process does by itself: it succeeds on all of them, or all stop.
+
+    Raises:
+        ProcessFailed: where it failed on another process; its own error here.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    problem = None
+    try:
+        yield
+    except Exception as error:
+        problem = error
+    failed = np.asarray(multihost_utils.process_allgather(np.array(problem is not None)))
+    if problem is not None:
+        raise problem
+    if failed.any():
+        raise ProcessFailed(
+            f"{what} failed on process(es) {np.flatnonzero(failed).tolist()}; their output says why"
+        )
+
+
+def all_true(value: bool) -> bool:
+    """Whether it is true on every process."""
+    if jax.process_count() == 1:
+        return value
+    return bool(np.all(multihost_utils.process_allgather(np.array(value))))
+
+
+def barrier(name: str) -> None:
+    """Waits for all processes."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

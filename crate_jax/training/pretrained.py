@@ -1,0 +1,86 @@
+"""Fine-tuning: a run that starts from the weights of another network of the same layers."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from crate_jax.convert import checkpoints, names
+from crate_jax.models import base, variants
+from crate_jax.models.base import ImageModelConfig
+from crate_jax.models.positions import resize_positions
+
+# The head is always replaced, with its norm, as in the public fine-tuning code of 2306.01129.
+HEAD = ("head_norm", "head_hidden", "head")
+# Fields that may differ between the two networks.
+MAY_DIFFER = ("image_size", "classes", "head_hidden", "mean", "std", "pool", "positions")
+
+
+def read(path: str, config: ImageModelConfig) -> dict[str, np.ndarray]:
+    """The weights of a checkpoint for a network of `config`, all but the head, by our paths.
+
+    Position embeddings are resampled to the network's grid of patches by its rule `positions`.
+
+    Args:
+        path: a run's directory, or a file that `crate_jax.load` reads; what the file does not tell
+            (heads, say) is taken from `config`.
+        config: of the network to be trained.
+
+    Raises:
+        ValueError: where the two networks differ in more than head and image size; lists all.
+        FileNotFoundError: where there is nothing at the path.
+    """
+    source = pathlib.Path(path).expanduser()
+    if not source.exists():
+        raise FileNotFoundError(f"init_from: expected a run's directory or a file, found no {path}")
+    declared: dict[str, Any] = {"drop_head": True}
+    if not source.is_dir():
+        declared["heads"] = config.heads
+    found = checkpoints.read(source, **declared)
+    problems = [
+        f"{field.name}: {getattr(found.config, field.name, None)!r} there, "
+        f"{getattr(config, field.name)!r} here"
+        for field in dataclasses.fields(config)
+        if field.name not in MAY_DIFFER
+        and getattr(found.config, field.name, None) != getattr(config, field.name)
+    ]
+    if found.config.family != config.family:
+        problems = [f"family: {found.config.family} there, {config.family} here"]
+    if problems:
+        raise ValueError(
+            f"init_from {path}: expected a network with the same layers; "
+            + "; ".join(problems)
+            + ". Set config.model accordingly"
+        )
+    weights = {name: np.asarray(value, np.float32) for name, value in found.params.items()}
+    weights["positions"] = np.asarray(
+        resize_positions(weights["positions"], found.config.grid, config.grid, config.positions)
+    )
+    _check_shapes(path, weights, config)
+    return weights
+
+
+def _check_shapes(path: str, weights: dict[str, np.ndarray], config: ImageModelConfig) -> None:
+    shapes = {
+        name: leaf.shape
+        for name, leaf in names.flatten(base.split(variants.abstract(config))[1])
+        if name.split("/")[0] not in HEAD
+    }
+    got = {name: value.shape for name, value in weights.items()}
+    if got != shapes:
+        odd = sorted(name for name in set(got) | set(shapes) if got.get(name) != shapes.get(name))
+        raise ValueError(
+            f"init_from {path}: expected the arrays of this network; other or absent there: "
+            + ", ".join(f"{name} {got.get(name)} for {shapes.get(name)}" for name in odd[:5])
+        )
+
+
+def replace(params: Any, weights: dict[str, np.ndarray]) -> Any:
+    """Parameters with those in `weights` in their place, each laid out over devices as before."""
+    flat = dict(names.flatten(params))
+    for name, value in weights.items():
+        place = flat[name].sharding
+        flat[name] = jax.make_array_from_callback(value.shape, place, lambda i, v=value: v[i])
+    return names.unflatten(flat)
