@@ -38,7 +38,7 @@ def export(
         platforms: it is lowered for.
 
     Returns:
-        The largest relative error of the re-loaded outputs on two batch sizes.
+        The largest relative error of the re-loaded outputs on a batch.
 
     Raises:
         ValueError: for another suffix, or where the re-loaded function disagrees.
@@ -62,13 +62,12 @@ def export(
     with files.whole(path) as temporary:
         pathlib.Path(temporary).write_bytes(exported.serialize())
         again = jax_export.deserialize(bytearray(pathlib.Path(temporary).read_bytes()))
-        worst = 0.0
-        for count in (1, 3):
-            sample = jax.random.normal(jax.random.key(count), (count, height, width, 3))
-            expected, got = jax.jit(apply)(sample), again.call(sample)
-            for name, value in expected.items():
-                difference = np.linalg.norm(got[name] - value) / np.linalg.norm(value)
-                worst = max(worst, float(difference))
+        sample = jax.random.normal(jax.random.key(0), (2, height, width, 3))
+        expected, got = jax.jit(apply)(sample), again.call(sample)
+        worst = max(
+            float(np.linalg.norm(got[name] - value) / np.linalg.norm(value))
+            for name, value in expected.items()
+        )
         if not worst <= _TOLERANCE:
             raise ValueError(
                 f"{path}: expected the re-loaded function to agree within {_TOLERANCE}, got a "

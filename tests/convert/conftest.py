@@ -1,5 +1,6 @@
 """State dicts under the authors' names, made in NumPy: most of these tests need no PyTorch."""
 
+import functools
 import pathlib
 
 import jax
@@ -45,11 +46,12 @@ def error():
 def run():
     """A jitted call on NHWC images."""
 
+    @functools.partial(jax.jit, static_argnums=(0, 3))
+    def jitted(definition, params, images, capture, kwargs):
+        return base.merge(definition, params)(images, capture=capture, **kwargs)
+
     def call(model, images, capture=False, **kwargs):
-        definition, params = base.split(model)
-        return jax.jit(lambda p, x, kw: base.merge(definition, p)(x, capture=capture, **kw))(
-            params, images, kwargs
-        )
+        return jitted(*base.split(model), images, capture, kwargs)
 
     return call
 

@@ -110,7 +110,7 @@ def test_image_size_and_pool_arguments(write, crate_state, tmp_path):
 @pytest.mark.parametrize("name", ["crate-testing", "vit-testing"])
 def test_stablehlo(name, tmp_path, run, error, capsys):
     """Logits and [CLS] maps from a file, at batch sizes that it was not traced with."""
-    config = variants.config(name, image_size=(16, 32))
+    config = variants.config(name, image_size=(16, 32), depth=1)
     definition, shapes = base.split(variants.abstract(config))
     draw = np.random.default_rng(0).normal
     weights = jax.tree.map(lambda s: jax.numpy.asarray(draw(size=s.shape) / 3, "float32"), shapes)

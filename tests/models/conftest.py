@@ -53,10 +53,12 @@ class Case:
 
 
 def run(model, images, capture=False, **kwargs):
-    definition, params = base.split(model)
-    return jax.jit(lambda p, x, kw: base.merge(definition, p)(x, capture=capture, **kw))(
-        params, images, kwargs
-    )
+    return jitted(*base.split(model), images, capture, kwargs)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def jitted(definition, params, images, capture, kwargs):
+    return base.merge(definition, params)(images, capture=capture, **kwargs)
 
 
 @pytest.fixture(scope="package")

@@ -79,6 +79,12 @@ def test_parameter_count_by_hand(name):
     assert by_hand(c.dim, c.patch_size, c.depth, c.classes) == PARAMETERS[name]
 
 
+@pytest.mark.parametrize("name", ["crate-b16", "crate-mae-t16"])
+def test_parameter_count_of_the_whole_network(name):
+    _, shapes = base.split(variants.abstract(variants.VARIANTS[name]))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == PARAMETERS[name]
+
+
 @pytest.mark.parametrize("name", [n for n in PARAMETERS if n.endswith("testing")])
 def test_abstract_network_is_the_built_one(name):
     config = variants.VARIANTS[name]
