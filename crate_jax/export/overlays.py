@@ -19,6 +19,7 @@ from crate_jax.segmentation.attention import cell_of_pixel
 COLORMAP = "inferno"
 _MASK_COLORS = "tab10"
 _UNDEFINED = (128, 128, 128)
+_BAND = 256  # rows
 
 
 def checked_image(image: np.ndarray) -> np.ndarray:
@@ -99,8 +100,15 @@ def heat_overlay(
     """
     image = checked_image(image)
     _check_opacity(opacity)
-    colors = colorize(to_size(np.asarray(heat, np.float64), image.shape[:2], smooth), colormap)
-    return _blend(image, colors, opacity)
+    heat = to_size(np.asarray(heat, np.float64), image.shape[:2], smooth)
+    finite = heat[np.isfinite(heat)] if not np.isfinite(heat).all() else heat
+    ends = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    result = np.empty_like(image)
+    # In bands: the colours of 100 megapixels in floating point would take gigabytes.
+    for start in range(0, len(image), _BAND):
+        band = slice(start, start + _BAND)
+        result[band] = _blend(image[band], colorize(heat[band], colormap, *ends), opacity)
+    return result
 
 
 def mask_overlay(
@@ -132,15 +140,18 @@ def mask_overlay(
         palette = matplotlib.colormaps[_MASK_COLORS].colors
         colors = [tuple(round(255 * channel) for channel in color) for color in palette]
     thickness = max(1, round(min(image.shape[:2]) / 200))
-    result = image
+    result = image.copy()
     for index, mask in enumerate(masks):
         mask = to_size(mask, image.shape[:2])
         color = np.uint8(colors[index % len(colors)])
-        result = np.where(mask[..., None], _blend(result, color, opacity), result)
+        tinted = _blend(np.arange(256)[:, None], color, opacity)  # of every value of each channel
+        for channel in range(3):
+            layer = result[..., channel]
+            layer[mask] = tinted[layer[mask], channel]
         if contour:
             # Outside the image counts as mask: the frame is no contour.
             inner = ndimage.binary_erosion(mask, iterations=thickness, border_value=1)
-            result = np.where((mask & ~inner)[..., None], color, result)
+            result[mask & ~inner] = color
     return result
 
 

@@ -1,0 +1,1 @@
+"""Checkpoints at work on images: what `segment` and `score` do, between the rooms they join."""

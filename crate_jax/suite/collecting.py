@@ -1,0 +1,174 @@
+"""What covers all images of a folder of results, made anew from their records.
+
+    OUT/coco.json        all masks, as COCO reads them
+    OUT/index.html       the gallery
+    OUT/failures.jsonl   one line a failed image: path, kind, message
+    OUT/summary.json     counts
+
+Every process makes them when its share is done, of what is there by then. The last of several
+shards finds everything, so its files are those of a single run.
+"""
+
+import json
+import os
+import pathlib
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from crate_jax.data import images
+from crate_jax.export import coco, overlays, report
+from crate_jax.export.files import write_atomically
+from crate_jax.suite.records import Records, printable
+
+LOW_CONFIDENCE = 0.01
+_EMBEDDED = 60  # images: a gallery of more links to files beside it, in place of holding them
+
+
+def image_ids(names: Sequence[str], annotations: str | os.PathLike | None) -> dict[str, int]:
+    """The COCO id of every image.
+
+    Args:
+        names: of all images, in order.
+        annotations: a COCO annotation file that knows them by `file_name`; None numbers the
+            images from 1 in their order.
+
+    Raises:
+        ValueError: an image that the file does not list.
+    """
+    if annotations is None:
+        return {name: number for number, name in enumerate(names, start=1)}
+    try:
+        listed = json.loads(pathlib.Path(annotations).read_text())["images"]
+        known = {image["file_name"]: image["id"] for image in listed}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"annotations: expected a COCO annotation file with images of file_name and id at "
+            f"{annotations}, got {type(error).__name__}: {error}"
+        ) from error
+    by_last = {name.rpartition("/")[2]: number for name, number in known.items()}
+    ids = {name: known.get(name, by_last.get(name.rpartition("/")[2])) for name in names}
+    unknown = [name for name, number in ids.items() if number is None]
+    if unknown:
+        raise ValueError(
+            f"annotations: {annotations} lists {len(known)} images, but not {len(unknown)} of "
+            f"{len(names)} here, the first {unknown[0]}"
+        )
+    return ids
+
+
+def collect(
+    records: Records,
+    ids: Mapping[str, int],
+    folder: pathlib.Path,
+    save: Sequence[str],
+    say: Callable[[str], None] = print,
+) -> dict:
+    """Writes the files that cover all images; prints and returns the counts."""
+    while True:
+        found = {name: records.record(name) for name in records.names}
+        summary = _write(records, found, ids, folder, save)
+        # Another shard may have finished meanwhile: its last images must not be left out.
+        if not any(found[name] is None and records.record(name) for name in found):
+            break
+    say(
+        f"result    {summary['done']} of {summary['images']} images, {summary['masks']} masks; "
+        f"{summary['without_mask']} without a mask, {summary['low_confidence']} of low confidence, "
+        f"{summary['failed']} failed"
+        + (f", {summary['missing']} missing" if summary["missing"] else "")
+    )
+    if summary["failed"]:
+        say(f"failures  listed in {records.out / 'failures.jsonl'}")
+    say(f"gallery   {records.out / 'index.html'}")
+    return summary
+
+
+def _write(records, found, ids, folder, save) -> dict:
+    done = [r for r in found.values() if r is not None and "failed" not in r]
+    failed = [r for r in found.values() if r is not None and "failed" in r]
+    summary = {
+        "images": len(found),
+        "done": len(done),
+        "failed": len(failed),
+        "missing": len(found) - len(done) - len(failed),
+        "masks": sum(len(record["confidences"]) for record in done),
+        "without_mask": sum(not record["confidences"] for record in done),
+        "low_confidence": sum(
+            bool(record["confidences"]) and max(record["confidences"]) < LOW_CONFIDENCE
+            for record in done
+        ),
+        "low_confidence_below": LOW_CONFIDENCE,
+    }
+    lines = [
+        json.dumps({"path": printable(str(folder / record["name"])), **record["failed"]}) + "\n"
+        for record in failed
+    ]
+    write_atomically(records.out / "failures.jsonl", "".join(lines))
+    if "coco" in save:
+        _write_coco(records.out / "coco.json", done, ids)
+    _write_gallery(records, done, summary)
+    write_atomically(records.out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _write_coco(path: pathlib.Path, done: list[dict], ids: Mapping[str, int]) -> None:
+    listed = [
+        {
+            "id": ids[record["name"]],
+            "file_name": printable(record["name"]),
+            "height": record["height"],
+            "width": record["width"],
+        }
+        for record in done
+    ]
+    objects = [
+        mask | {"image_id": ids[record["name"]]} for record in done for mask in record["objects"]
+    ]
+    coco.write_json(path, coco.dataset(listed, objects))
+
+
+def _write_gallery(records: Records, done: list[dict], summary: Mapping) -> None:
+    settings = records.settings
+    embedded = len(done) <= _EMBEDDED
+    items = [
+        {
+            "name": printable(record["name"]),
+            "panels": [
+                (caption, _picture(records, file, embedded))
+                for caption, file in _previews(record["files"])
+            ],
+            "confidences": [min(1.0, value) for value in record["confidences"]],
+            "note": record["note"] or ("" if record["confidences"] else "no object found"),
+        }
+        for record in done
+    ]
+    report.write_gallery(
+        records.out / "index.html",
+        title=f"{settings['method']} on {len(records.names)} images",
+        items=items,
+        settings=settings,
+        facts={
+            "images": str(summary["done"]),
+            "masks": str(summary["masks"]),
+            "without a mask": str(summary["without_mask"]),
+            "failed": str(summary["failed"]),
+        },
+    )
+
+
+def _previews(files: Sequence[str]):
+    """(caption, file) of an image's previews, the image itself first."""
+    for caption in ("image", "overlay"):
+        for file in files:
+            if file.startswith("previews/") and file.rsplit(".", 2)[1] == caption:
+                yield caption, file
+
+
+def _picture(records: Records, file: str, embedded: bool) -> np.ndarray | str:
+    if not embedded:
+        return urllib.parse.quote(file)
+    path = records.out / file
+    if path.suffix == ".png":  # small: shown as pixels
+        return images.read(path).pixels
+    return overlays.data_uri(path.read_bytes(), "webp")

@@ -1,0 +1,210 @@
+"""A checkpoint at work: which layer, which size, how much memory; maps and features by batches.
+
+Batches have one fixed shape. A compiled program computes each row of a batch from that row alone,
+so an image's result depends on its place in the batch and on nothing else.
+"""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from crate_jax.models import base
+from crate_jax.models.base import ImageModelConfig
+from crate_jax.segmentation import attention
+
+FEATURES = ("subspace", "tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network as its config, its static definition and its parameters (a pure dictionary)."""
+
+    config: ImageModelConfig
+    definition: nnx.GraphDef
+    params: Any
+
+    @property
+    def fingerprint(self) -> str:
+        """The first 16 digits of the SHA-256 over all parameters by name."""
+        digest = hashlib.sha256()
+        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(self.params))
+        for path, leaf in sorted(leaves, key=lambda item: jax.tree_util.keystr(item[0])):
+            digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+            digest.update(np.ascontiguousarray(leaf))
+        return digest.hexdigest()[:16]
+
+
+def load(path: str | os.PathLike, **declared: Any) -> Network:
+    """The network of a checkpoint, as `crate_jax.load` reads it.
+
+    Raises:
+        ValueError: what `crate_jax.load` raises.
+    """
+    import crate_jax
+
+    declared = {name: value for name, value in declared.items() if value is not None}
+    model = crate_jax.load(path, **declared)
+    return Network(model.config, *base.split(model))
+
+
+def random_weights(network: Network, seed: int = 0) -> Network:
+    """The same architecture with freshly drawn weights: the baseline of an untrained network."""
+    from crate_jax.models import variants
+
+    model = variants.build(network.config, seed)
+    return Network(network.config, *base.split(model))
+
+
+def input_size(config: ImageModelConfig, size: Sequence[int] | int | None) -> tuple[int, int]:
+    """(height, width) that images are resized to: the one asked for, or twice the training size.
+
+    None: 480 x 480 for networks trained at 224 (the papers' figures), else twice the training
+    size. Rounded to the nearest multiple of the patch size.
+
+    Raises:
+        ValueError: a size that leaves fewer than 2 x 2 patches.
+    """
+    if size is None:
+        trained = config.image_size
+        size = (480, 480) if trained == (224, 224) else tuple(2 * side for side in trained)
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    rounded = tuple(int(side / config.patch_size + 0.5) * config.patch_size for side in size)
+    if len(size) != 2 or min(rounded) < 2 * config.patch_size:
+        raise ValueError(
+            f"size: expected at least two patches of {config.patch_size} px a side, got "
+            f"{' x '.join(str(side) for side in size)}"
+        )
+    return rounded
+
+
+def grid_of(config: ImageModelConfig, size: tuple[int, int]) -> tuple[int, int]:
+    """(rows, columns) of patches of an image of `size`."""
+    return size[0] // config.patch_size, size[1] // config.patch_size
+
+
+def layer_index(config: ImageModelConfig, layer: int | None, method: str) -> int:
+    """The layer in [0, depth) that is analysed.
+
+    None: where the published figures look. [CLS] attention: the penultimate layer of a CRATE, the
+    last of a ViT (PROTOCOLS.md section 3: not like for like; `score` measures every layer).
+    MaskCut and parts: the last.
+
+    Args:
+        config: of the network.
+        layer: an index from 0, or from the end if negative.
+        method: "attention", "maskcut" or "parts".
+
+    Raises:
+        ValueError: an index that the network does not have.
+    """
+    depth = config.depth
+    if layer is None:
+        layer = depth - 2 if method == "attention" and config.family != "vit" else depth - 1
+        return max(layer, 0)
+    if not -depth <= layer < depth:
+        raise ValueError(
+            f"layer: expected an index in [{-depth}, {depth}) (0 is the first, -1 the last), got "
+            f"{layer}"
+        )
+    return layer % depth
+
+
+def cls_maps(network: Network, layers: Sequence[int]) -> Callable:
+    """(params, images uint8[b, h, w, 3]) -> [CLS] attention f32[b, layers, heads, n]."""
+
+    def run(params, images):
+        model = base.merge(network.definition, params)
+        _, out = model(model.preprocess(images), capture=tuple(layers))
+        maps = [attention.cls_maps(q, k) for q, k in zip(out["query"], out["key"], strict=True)]
+        return jnp.stack(maps, axis=1)
+
+    return run
+
+
+def patch_features(network: Network, layers: Sequence[int], kind: str = "subspace") -> Callable:
+    """(params, images uint8[b, h, w, 3]) -> patch features f32[b, layers, n, d], no [CLS].
+
+    Args:
+        network: whose config and definition are used.
+        layers: indices in [0, depth).
+        kind: "subspace" is U^T LN(z), all heads side by side (for a ViT, and CRATE-MHSA, the
+            keys); "tokens" is z after the layer.
+    """
+    if kind not in FEATURES:
+        raise ValueError(f"features: expected one of {', '.join(FEATURES)}, got {kind!r}")
+
+    def run(params, images):
+        model = base.merge(network.definition, params)
+        _, out = model(model.preprocess(images), capture=tuple(layers))
+        features = out["key"] if kind == "subspace" else out["tokens"]
+        features = jnp.moveaxis(features[:, :, 1:], 0, 1)
+        return features.reshape(*features.shape[:3], -1)
+
+    return run
+
+
+class Batches:
+    """A function of `cls_maps` or `patch_features`, compiled for one shape of batch.
+
+    float32 matrix products run at the highest precision: TF32 would flip edges of MaskCut's graph.
+
+    Args:
+        network: whose parameters are taken, unless a call gives others.
+        run: what to compute.
+        batch_size: rows of every batch.
+        size: (height, width) of the images.
+
+    Attributes:
+        memory: bytes that a batch needs on the device by the compiler's own account, parameters
+            included; None where it says nothing.
+    """
+
+    def __init__(self, network: Network, run: Callable, batch_size: int, size: tuple[int, int]):
+        self.network, self.shape = network, (batch_size, *size, 3)
+        images = jax.ShapeDtypeStruct(self.shape, jnp.uint8)
+        with jax.default_matmul_precision("highest"):
+            self._compiled = jax.jit(run).lower(network.params, images).compile()
+        needs = self._compiled.memory_analysis()
+        self.memory = needs and (
+            needs.argument_size_in_bytes + needs.temp_size_in_bytes + needs.output_size_in_bytes
+        )
+
+    def __call__(self, images: np.ndarray, params: Any = None) -> jax.Array:
+        """Computes a batch uint8[batch_size, height, width, 3]."""
+        return self._compiled(self.network.params if params is None else params, images)
+
+
+def memory_line(batches: Batches, batch_size: int) -> str:
+    """What a batch needs and what there is, in one line to print before work."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        free = free_host_memory()
+    else:
+        stats = device.memory_stats() or {}
+        limit = stats.get("bytes_limit")
+        free = limit and limit - stats.get("bytes_in_use", 0)
+    if batches.memory is None:
+        return f"memory    unknown: the compiler for {device.platform} does not say"
+    line = f"memory    {batches.memory / 2**30:.2f} GiB for a batch of {batch_size}"
+    if free is not None:
+        line += f", {free / 2**30:.1f} GiB free on {device.device_kind}"
+        if batches.memory > free:
+            line += ". TOO LITTLE: expect a failure; lower --batch-size or --size"
+    return line
+
+
+def free_host_memory() -> int | None:
+    """Bytes that the machine has left; None where it does not say."""
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None

@@ -1,0 +1,331 @@
+"""A folder of images through a network and a method to files, resumable and in shards.
+
+Batches are cut from the sorted list of all images, whatever is done already and whichever shard
+works: every image always has the same neighbours and the same row, so that a resumed run, and
+several shards together, write the bytes that one uninterrupted run writes.
+"""
+
+import dataclasses
+import io
+import os
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from crate_jax.data import images
+from crate_jax.export import coco, overlays
+from crate_jax.segmentation import parts
+from crate_jax.suite import collecting, methods
+from crate_jax.suite import network as networks
+from crate_jax.suite.records import Records, npz_bytes
+
+SAVES = ("png", "npz", "coco")
+ON_ERROR = ("fail", "skip", "stop")
+_PREVIEW = 360  # px, longest side
+_SMALL = 128  # px: below it a preview is a PNG, exact
+_AT_LEAST = 4  # a reduced JPEG is decoded to no less than this many times the network's input
+_PROGRESS_EVERY = 5  # seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to segment; the meaning of each is in `python -m crate_jax.segment --help`."""
+
+    method: str
+    layer: int | None = None
+    size: tuple[int, int] | int | None = None
+    batch_size: int = 4
+    save: tuple[str, ...] = SAVES
+    features: str = "subspace"
+    tau: float = 0.15
+    max_masks: int = 3
+    corrected: bool = False
+    crf: bool = False
+    rule: str = "mass"
+    keep: float = 0.6
+    head: int | None = None
+    heads_montage: bool = False
+    flip: bool = False
+    shard: tuple[int, int] = (1, 1)
+    on_error: str = "fail"
+    annotations: str | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What the method's results depend on: only the options that it reads."""
+        read = {
+            "attention": ("rule", "keep", "head", "heads_montage"),
+            "maskcut": ("features", "tau", "max_masks", "corrected", "crf"),
+            "parts": ("features", "flip"),
+        }[self.method]
+        return {"save": list(self.save)} | {name: getattr(self, name) for name in read}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loaded:
+    pixels: np.ndarray  # uint8[height, width, 3], the network's input
+    preview: np.ndarray  # uint8[h, w, 3]
+    size: tuple[int, int]
+
+
+def segment(
+    network: networks.Network,
+    folder: pathlib.Path,
+    names: list[str],
+    out: pathlib.Path,
+    options: Options,
+    say: Callable[[str], None] = print,
+) -> int:
+    """Segments images; writes their results, and what covers them all, into `out`.
+
+    Args:
+        network: from `network.load`.
+        folder: the images' folder.
+        names: all images, as `images.find` lists them; a shard takes its batches of this list.
+        out: the folder of results; those of the same settings that are there are kept.
+        options: see `Options`.
+        say: prints a line.
+
+    Returns:
+        The number of this shard's images that failed; they are in `out`/failures.jsonl.
+
+    Raises:
+        ValueError: options that do not fit the network, or an `out` of other settings.
+    """
+    layer = networks.layer_index(network.config, options.layer, options.method)
+    size = networks.input_size(network.config, options.size)
+    grid = networks.grid_of(network.config, size)
+    if options.head is not None and not 0 <= options.head < network.config.heads:
+        raise ValueError(
+            f"head: expected an index in [0, {network.config.heads}) or mean, got {options.head}"
+        )
+    settings = {
+        "weights": network.fingerprint,
+        "model": network.config.to_dict(),
+        "method": options.method,
+        "layer": layer,
+        "size": list(size),
+        "batch_size": options.batch_size,
+        **options.settings(),
+    }
+    ids = collecting.image_ids(names, options.annotations)
+    records = Records(out, names, settings)
+    run = _Run(network, folder, records, options, layer, size, grid, say)
+    failed = run.all_batches()
+    if options.method == "parts":
+        run.parts()
+    collecting.collect(records, ids, folder, options.save, say)
+    return failed
+
+
+@dataclasses.dataclass
+class _Run:
+    network: networks.Network
+    folder: pathlib.Path
+    records: Records
+    options: Options
+    layer: int
+    size: tuple[int, int]
+    grid: tuple[int, int]
+    say: Callable[[str], None]
+
+    def all_batches(self) -> int:
+        """This shard's unfinished batches; returns how many of their images failed."""
+        shard, shards = self.options.shard
+        length, names = self.options.batch_size, self.records.names
+        mine = [
+            names[start : start + length]
+            for start in range((shard - 1) * length, len(names), shards * length)
+        ]
+        unfinished = [batch for batch in mine if not all(self._done(name) for name in batch)]
+        count = sum(map(len, mine))
+        todo = sum(map(len, unfinished))
+        here = "" if shards == 1 else f", {count} of them in shard {shard}/{shards}"
+        there = f", {count - todo} done before" if todo < count else ""
+        self.say(f"images    {len(names)}{here}{there}")
+        if not unfinished:
+            return 0
+        batches = self._compile()
+        failed, done, begin = 0, 0, time.monotonic()
+        spoke = begin
+        # More readers would help little, and each may hold an image of 100 megapixels.
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            writing: list[Future] = []
+            reading = [pool.submit(self._read, name) for name in unfinished[0]]
+            for number, batch in enumerate(unfinished):
+                loaded = [future.result() for future in reading]
+                if number + 1 < len(unfinished):  # read while this batch is computed
+                    reading = [pool.submit(self._read, name) for name in unfinished[number + 1]]
+                found = self._compute(batches, loaded)
+                failed += sum(future.result() for future in writing)
+                writing = [
+                    pool.submit(self._write, *image)
+                    for image in zip(batch, loaded, found, strict=True)
+                ]
+                done += len(batch)
+                if self.options.on_error == "stop" and any(f.result() for f in writing):
+                    self.say("stopped   at the first failure, as --on-error=stop asks")
+                    break
+                if time.monotonic() - spoke > _PROGRESS_EVERY or done == todo:
+                    spoke = time.monotonic()
+                    self.say(_progress(done, todo, spoke - begin))
+            failed += sum(future.result() for future in writing)
+        return failed
+
+    def parts(self) -> None:
+        """The second stage, over all images together, once each has its features."""
+        names = [n for n in self.records.names if "failed" not in (self.records.record(n) or {})]
+        features = [self.records.path("features", name, ".npy") for name in names]
+        if missing := sum(not path.is_file() for path in features):
+            self.say(f"parts     wait for the features of {missing} images of other shards")
+            return
+        if not names or all(self.records.done(name) for name in names):
+            return
+        stacked = self._features(features)
+        found = parts.parts(stacked, flip=self.options.flip)
+        for index, name in enumerate(names):
+            loaded = self._read(name)
+            if isinstance(loaded, _Failure):
+                raise ValueError(f"{name}: {loaded.message}; it was readable before. Run again.")
+            self._save(name, loaded, methods.from_parts(found, index, self.grid))
+
+    def _features(self, paths: list[pathlib.Path]) -> np.ndarray:
+        needed = 4 * sum(path.stat().st_size for path in paths)  # in float64, and centred
+        free = networks.free_host_memory()
+        if free is not None and needed > free:
+            raise ValueError(
+                f"parts: {len(paths)} images need about {needed / 2**30:.1f} GiB together, "
+                f"{free / 2**30:.1f} are free; take fewer images or a smaller --size"
+            )
+        return np.stack([np.load(path) for path in paths])
+
+    def _done(self, name: str) -> bool:
+        if self.options.method == "parts" and self.records.path("features", name, ".npy").is_file():
+            return True
+        return self.records.done(name)
+
+    def _compile(self) -> networks.Batches:
+        patches = self.grid[0] * self.grid[1]
+        self.say(
+            f"input     {self.size[0]} x {self.size[1]} px in patches of "
+            f"{self.network.config.patch_size}: {self.grid[0]} x {self.grid[1]} = {patches} "
+            f"patches; layer {self.layer} of 0..{self.network.config.depth - 1}"
+        )
+        if self.options.method == "attention":
+            run = networks.cls_maps(self.network, [self.layer])
+        else:
+            run = networks.patch_features(self.network, [self.layer], self.options.features)
+        batches = networks.Batches(self.network, run, self.options.batch_size, self.size)
+        self.say(networks.memory_line(batches, self.options.batch_size))
+        return batches
+
+    def _read(self, name: str) -> "_Loaded | _Failure":
+        try:
+            at_least = (_AT_LEAST * self.size[0], _AT_LEAST * self.size[1])
+            picture = images.read(self.folder / name, at_least)
+        except images.UnreadableImage as error:
+            return _Failure("unreadable", str(error))
+        except OSError as error:
+            return _Failure("file", error.strerror or str(error))
+        preview = images.resize(picture.pixels, _preview_size(picture.size))
+        return _Loaded(images.resize(picture.pixels, self.size), preview, picture.size)
+
+    def _compute(self, batches: networks.Batches, loaded: list) -> Sequence[Any]:
+        """What the method needs of each image; None for one that failed to load."""
+        pixels = np.zeros(batches.shape, np.uint8)
+        valid = np.array([isinstance(picture, _Loaded) for picture in loaded])
+        for row in np.flatnonzero(valid):
+            pixels[row] = loaded[row].pixels
+        if not valid.any():
+            return [None] * len(loaded)
+        result = batches(pixels)[:, 0]
+        if self.options.method == "maskcut":
+            valid = np.concatenate([valid, np.zeros(len(pixels) - len(valid), bool)])
+            options = {k: getattr(self.options, k) for k in ("tau", "max_masks", "corrected")}
+            return methods.cut(result, valid, self.grid, **options)[: len(loaded)]
+        return list(np.asarray(result)[: len(loaded)])
+
+    def _write(self, name: str, picture: "_Loaded | _Failure", result: Any) -> int:
+        """Saves an image's results; returns 1 if it failed."""
+        if isinstance(picture, _Failure):
+            self.records.write_failure(name, picture.kind, picture.message)
+            return 1
+        try:
+            if self.options.method == "parts":
+                self._save_features(name, result)
+                return 0
+            self._save(name, picture, self._segmented(picture, result))
+        except (images.UnreadableImage, FileNotFoundError) as error:  # read again at its full size
+            self.records.write_failure(name, "vanished", str(error))
+            return 1
+        except FloatingPointError as error:
+            self.records.write_failure(name, "not finite", str(error))
+            return 1
+        return 0
+
+    def _segmented(self, picture: _Loaded, result: Any) -> methods.Segmented:
+        o = self.options
+        if o.method == "attention":
+            return methods.from_attention(result, self.grid, head=o.head, rule=o.rule, keep=o.keep)
+        return methods.from_maskcut(
+            result, self.network.config.patch_size, picture.pixels, crf=o.crf
+        )
+
+    def _save_features(self, name: str, features: np.ndarray) -> None:
+        if not np.isfinite(features).all():
+            raise FloatingPointError("the features hold NaN or infinity; check the weights")
+        self.records.write_features(name, features)
+
+    def _save(self, name: str, picture: _Loaded, found: methods.Segmented) -> None:
+        path, files = self.records.path, {}
+        if "npz" in self.options.save:
+            files[path("maps", name, ".npz")] = npz_bytes(found.arrays)
+        if "png" in self.options.save:
+            full = images.read(self.folder / name).pixels
+            files[path("overlays", name, ".png")] = _png(found.draw(full))
+            del full
+        if self.options.heads_montage and found.draw_heads:
+            files[path("heads", name, ".png")] = _png(found.draw_heads(picture.preview))
+        previews = {"image": picture.preview, "overlay": found.draw(picture.preview)}
+        kind = "png" if max(picture.preview.shape[:2]) <= _SMALL else "webp"
+        for caption, shown in previews.items():
+            files[path("previews", name, f".{caption}.{kind}")] = overlays.encode(shown, kind)
+        objects = []
+        if "coco" in self.options.save:
+            objects = coco.results(0, found.masks(picture.size), found.confidences)
+        record = {
+            "height": picture.size[0],
+            "width": picture.size[1],
+            "confidences": found.confidences,
+            "objects": objects,
+            "note": found.note,
+        }
+        self.records.write(name, record, files)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Failure:
+    kind: str
+    message: str
+
+
+def _preview_size(size: tuple[int, int]) -> tuple[int, int]:
+    scale = min(1, _PREVIEW / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _png(picture: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    # Not `overlays.encode`: optimising takes minutes on 100 megapixels, for a few per cent.
+    Image.fromarray(picture).save(buffer, "PNG", compress_level=4)
+    return buffer.getvalue()
+
+
+def _progress(done: int, todo: int, seconds: float) -> str:
+    left = round(seconds / done * (todo - done))
+    rate = done / max(seconds, 1e-9)
+    return f"segment   {done} of {todo}, {rate:.2f} images/s, {left // 60}:{left % 60:02d} left"
