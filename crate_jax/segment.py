@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("attention")
     group.add_argument("--rule", choices=("mass", "area"), default="mass", help="default mass")
     group.add_argument(
-        "--keep", type=_share, default=0.6, help="part of mass or area kept (default 0.6)"
+        "--keep", type=arguments.share, default=0.6, help="part of mass or area kept (default 0.6)"
     )
     group.add_argument(
         "--head", type=_head, default=None, help="whose map is drawn and thresholded (default mean)"
@@ -88,7 +88,9 @@ def _parser() -> argparse.ArgumentParser:
         "--heads-montage", action="store_true", help="also draw every head, in heads/"
     )
     group = parser.add_argument_group("maskcut")
-    group.add_argument("--tau", type=_tau, default=0.15, help="cosine threshold (default 0.15)")
+    group.add_argument(
+        "--tau", type=arguments.tau, default=0.15, help="cosine threshold (default 0.15)"
+    )
     group.add_argument(
         "--max-masks", type=arguments.positive, default=3, help="at most, an image (default 3)"
     )
@@ -121,20 +123,6 @@ def _shard(text: str) -> tuple[int, int]:
     return index, count
 
 
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share in [0, 1] (60 % is 0.6); got {text}")
-    return value
-
-
-def _tau(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"expected a cosine in [0, 1); got {text}")
-    return value
-
-
 def _head(text: str) -> int | None:
     return None if text == "mean" else int(text)
 
@@ -151,7 +139,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from crate_jax.data import images
     from crate_jax.suite import network, segmenting
 
-    cv2.utils.logging.setLogLevel(0)  # silent: what it says of damaged files stands in failures.jsonl
+    cv2.utils.logging.setLogLevel(
+        0
+    )  # silent: what it says of damaged files stands in failures.jsonl
     try:
         names = images.find(args.images, exclude=args.out)
         folder = pathlib.Path(args.images).expanduser()

@@ -43,10 +43,26 @@ def positive(text: str) -> int:
     return value
 
 
+def share(text: str) -> float:
+    """A number in [0, 1]."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share in [0, 1] (60 % is 0.6); got {text}")
+    return value
+
+
+def tau(text: str) -> float:
+    """A cosine in [0, 1)."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"expected a cosine in [0, 1); got {text}")
+    return value
+
+
 _DECLARED = ("heads", "pool", "image_size", "lambd", "positions", "published", "entry", "step")
 
 
-def add_checkpoint(parser: argparse.ArgumentParser, *, step: bool = True) -> None:
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Adds --checkpoint and the declarations of `crate_jax.load`."""
     parser.add_argument(
         "--checkpoint",
@@ -68,8 +84,7 @@ def add_checkpoint(parser: argparse.ArgumentParser, *, step: bool = True) -> Non
     )
     group.add_argument("--published", metavar="NAME", help="a published file's name: says it all")
     group.add_argument("--entry", metavar="NAME", help="which of several networks in a file")
-    if step:
-        group.add_argument("--step", type=int, help="of a run; the newest if not given")
+    group.add_argument("--step", type=int, help="of a run; the newest if not given")
 
 
 def declared(args: argparse.Namespace) -> dict[str, Any]:

@@ -139,7 +139,11 @@ def _write_gallery(records: Records, done: list[dict], summary: Mapping) -> None
                 for caption, file in _previews(record["files"])
             ],
             "confidences": [min(1.0, value) for value in record["confidences"]],
-            "note": record["note"] or ("" if record["confidences"] else "no object found"),
+            "note": "; ".join(
+                text
+                for text in ("" if record["confidences"] else "no object found", record["note"])
+                if text
+            ),
         }
         for record in done
     ]

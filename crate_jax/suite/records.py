@@ -111,6 +111,19 @@ class Records:
         failed = {"kind": kind, "message": message}
         write_json(self.path("records", name, ".json"), {"name": name, "failed": failed})
 
+    def remove_partial(self, names: Sequence[str] | None) -> None:
+        """Removes what a killed process left of files that it was writing.
+
+        Args:
+            names: the images that no other process works on; None where there is no other.
+        """
+        kinds = ("records", "maps", "overlays", "heads", "previews", "features")
+        mine = [str(self.path(kind, name, ".")) for kind in kinds for name in names or ()]
+        for path in self.out.rglob(".*.partial"):
+            target = str(path.with_name(path.name[1:]))
+            if names is None or any(target.startswith(start) for start in mine):
+                path.unlink(missing_ok=True)
+
     def write_features(self, name: str, features: np.ndarray) -> None:
         """Writes an image's features to OUT/features/NAME.npy, and forgets an earlier failure."""
         buffer = io.BytesIO()

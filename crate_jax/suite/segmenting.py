@@ -142,6 +142,7 @@ class _Run:
             for start in range((shard - 1) * length, len(names), shards * length)
         ]
         unfinished = [batch for batch in mine if not all(self._done(name) for name in batch)]
+        self.records.remove_partial(None if shards == 1 else [n for b in unfinished for n in b])
         count = sum(map(len, mine))
         todo = sum(map(len, unfinished))
         here = "" if shards == 1 else f", {count} of them in shard {shard}/{shards}"
@@ -250,7 +251,9 @@ class _Run:
         return list(np.asarray(result)[: len(loaded)])
 
     def _write(self, name: str, picture: "_Loaded | _Failure", result: Any) -> int:
-        """Saves an image's results; returns 1 if it failed."""
+        """Saves an image's results, unless they are there; returns 1 if it failed."""
+        if self._done(name):
+            return 0
         if isinstance(picture, _Failure):
             self.records.write_failure(name, picture.kind, picture.message)
             return 1

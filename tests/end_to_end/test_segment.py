@@ -15,14 +15,17 @@ from pycocotools.coco import COCO
 
 from crate_jax import segment
 from crate_jax.convert import checkpoints
-from crate_jax.export import coco
 from crate_jax.models import variants
+from crate_jax.suite.records import Records
 from tests.end_to_end import runs
 
-PHOTOGRAPHS = (
-    "astronaut.png brick.png camera.png chelsea.png coffee.png coins.png gravel.png grass.png "
-    "hubble_deep_field.jpg ihc.png retina.jpg rocket.jpg"
-).split()
+PHOTOGRAPHS = ["hubble_deep_field.jpg", "retina.jpg", "rocket.jpg"] + [
+    f"{name}.png"
+    for name in (
+        *("astronaut", "brick", "camera", "chelsea", "coffee"),
+        *("coins", "gravel", "grass", "ihc"),
+    )
+]
 METHODS = {
     "attention": ["--heads-montage", "--rule=area"],
     "maskcut": ["--tau=0.2"],
@@ -93,9 +96,187 @@ def test_killed_and_resumed_run_writes_the_same_bytes(checkpoint, photographs, w
             break
         time.sleep(0.001)
     assert process.wait() == -signal.SIGKILL
-    done = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("maps/**/*.npz")}
+    records = tmp_path / "records"
+    recorded = [path.relative_to(records).with_suffix("") for path in records.rglob("*.json")]
+    done = [tmp_path / "maps" / f"{name}.npz" for name in recorded if not name.name.startswith(".")]
+    done = {path: path.stat().st_mtime_ns for path in done}
     assert 0 < len(done) < len(PHOTOGRAPHS)
     assert not (tmp_path / "index.html").exists()
 
     assert run(checkpoint, photographs, tmp_path, "maskcut") == 0
-    assert strip_partial(contents(tmp_path)) == contents(whole["maskcut"])
+    assert contents(tmp_path) == contents(whole["maskcut"])
+    for path, before in done.items():
+        assert path.stat().st_mtime_ns == before, f"{path} was done again"
+
+
+@pytest.mark.parametrize("method", ["attention", "parts"])
+def test_interrupted_run_goes_on(method, checkpoint, photographs, whole, tmp_path, monkeypatch):
+    written, write = [], Records.write
+
+    def write_five(self, *args):
+        if len(written) >= 5:  # two threads write
+            raise KeyboardInterrupt
+        written.append(write(self, *args))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Records, "write", write_five)
+        assert run(checkpoint, photographs, tmp_path, method) == 130
+    assert 5 <= len(list(tmp_path.glob("records/**/*.json"))) < len(PHOTOGRAPHS)
+    assert run(checkpoint, photographs, tmp_path, method) == 0
+    assert contents(tmp_path) == contents(whole[method])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_shards_together_equal_one(method, checkpoint, photographs, whole, tmp_path):
+    assert run(checkpoint, photographs, tmp_path, method, "--shard=2/2") == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["done"] == (0 if method == "parts" else 6)
+    assert run(checkpoint, photographs, tmp_path, method, "--shard=1/2") == 0
+    assert contents(tmp_path) == contents(whole[method])
+
+
+def test_files_of_attention(photographs, whole):
+    out = whole["attention"]
+    with np.load(out / "maps" / "more" / "astronaut.png.npz") as arrays:
+        maps, kept = arrays["maps"], arrays["kept"]
+    assert maps.shape == kept.shape == (3, 8, 8)  # twice 32 px in patches of 8
+    np.testing.assert_allclose(maps.sum((1, 2)), 1, rtol=1e-5)
+    assert (kept.sum((1, 2)) == round(0.6 * 64)).all()  # the area rule
+    with Image.open(out / "overlays" / "more" / "astronaut.png.png") as overlay:
+        assert overlay.size == Image.open(photographs / "more" / "astronaut.png").size
+    assert (out / "heads" / "coffee.png.png").is_file()
+    page = (out / "index.html").read_text()
+    assert all(name in page for name in PHOTOGRAPHS)
+
+
+def test_coco_file(photographs, whole):
+    out = whole["maskcut"]
+    names = sorted(p.relative_to(photographs).as_posix() for p in photographs.rglob("*.*"))
+    found = COCO(out / "coco.json")
+    assert [image["file_name"] for image in found.dataset["images"]] == names
+    assert [image["id"] for image in found.dataset["images"]] == list(range(1, 13))
+    assert found.anns
+    for annotation in found.anns.values():
+        image = found.imgs[annotation["image_id"]]
+        with Image.open(photographs / image["file_name"]) as picture:
+            assert (image["width"], image["height"]) == picture.size
+        mask = found.annToMask(annotation)
+        assert mask.shape == (image["height"], image["width"])
+        assert mask.sum() == annotation["area"]
+    with np.load(out / "maps" / "coffee.png.npz") as arrays:
+        masks, gaps = arrays["masks"], arrays["confidence"]
+    image_id = 1 + names.index("coffee.png")
+    objects = [a for a in found.anns.values() if a["image_id"] == image_id]
+    assert [a["score"] for a in objects] == list(gaps[masks.any((1, 2))])
+
+
+def test_parts_are_colours_of_all_images_together(whole):
+    arrays = [dict(np.load(path)) for path in sorted(whole["parts"].glob("maps/**/*.npz"))]
+    assert {a["rgb"].shape for a in arrays} == {(8, 8, 3)}
+    first = np.stack([a["first"] for a in arrays])
+    assert (first.min(), first.max()) == (0, 1)  # scaled over all of them, not one by one
+    assert all((a["foreground"] == (a["first"] > 0.5)).all() for a in arrays)
+
+
+def test_other_settings_are_refused_with_the_difference(
+    checkpoint, photographs, whole, tmp_path, capsys
+):
+    before = contents(whole["maskcut"])
+    assert run(checkpoint, photographs, whole["maskcut"], "maskcut", "--tau=0.3") == 2
+    assert "tau: 0.2 -> 0.3" in capsys.readouterr().err
+    assert contents(whole["maskcut"]) == before
+    other = tmp_path / "other.safetensors"
+    checkpoints.save(variants.build(variants.config("crate-testing"), 1), other)
+    assert run(other, photographs, whole["maskcut"], "maskcut") == 2
+    assert "weights: " in capsys.readouterr().err
+
+
+def test_ids_from_an_annotation_file(checkpoint, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("000000000139.png", "000000000285.png"):
+        Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(images / name)
+    annotations = tmp_path / "instances.json"
+    known = [{"id": int(p.stem), "file_name": p.name} for p in images.iterdir()]
+    annotations.write_text(json.dumps({"images": known}))
+    extra = f"--annotations={annotations}"
+    assert run(checkpoint, images, tmp_path / "out", "maskcut", extra, "--save=coco") == 0
+    found = json.loads((tmp_path / "out" / "coco.json").read_text())
+    assert [image["id"] for image in found["images"]] == [139, 285]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("coco.json", "index.html", "failures.jsonl", "summary.json", "settings.json"),
+        *("records", "previews"),
+    }
+    annotations.write_text(json.dumps({"images": known[:1]}))
+    assert run(checkpoint, images, tmp_path / "out", "maskcut", extra, "--save=coco") == 2
+
+
+def test_zoo_of_images(checkpoint, tmp_path, capsys):
+    """Odd images are handled or listed."""
+    zoo = tmp_path / "zoo"
+    zoo.mkdir()
+    photo = Image.open(pathlib.Path(skimage.data_dir) / "coffee.png").resize((60, 40))
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    photo.convert("L").save(zoo / "grey.png")
+    photo.convert("CMYK").save(zoo / "cmyk.jpg")
+    photo.convert("P").save(zoo / "palette with spaces #1.gif")
+    photo.convert("RGBA").save(zoo / "alpha.png")
+    Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257).save(zoo / "deep.png")
+    photo.save(zoo / "upside.jpg", exif=rotated)
+    photo.resize((1, 1)).save(zoo / "dot.png")
+    photo.resize((500, 2)).save(zoo / "strip.png")
+    Image.fromarray(np.full((50, 50, 3), 128, np.uint8)).save(zoo / "constant.png")
+    (zoo / "empty.jpg").write_bytes(b"")
+    (zoo / "text.png").write_text("not an image")
+    (zoo / "torn.jpg").write_bytes((zoo / "cmyk.jpg").read_bytes()[:500])
+    (zoo / "notes.txt").write_text("no image suffix")
+    out = tmp_path / "out"
+    assert run(checkpoint, zoo, out, "maskcut") == 1
+    assert "failures.jsonl" in capsys.readouterr().out
+    failures = [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()]
+    assert [pathlib.Path(f["path"]).name for f in failures] == ["empty.jpg", "text.png", "torn.jpg"]
+    assert all(f["kind"] == "unreadable" and f["message"] for f in failures)
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["images"], summary["done"], summary["failed"]) == (12, 9, 3)
+    sizes = {
+        i["file_name"]: (i["height"], i["width"]) for i in COCO(out / "coco.json").imgs.values()
+    }
+    assert sizes["upside.jpg"] == (60, 40)
+    assert sizes["strip.png"] == (2, 500)
+    assert "palette%20with%20spaces" not in (out / "index.html").read_text()  # embedded
+
+    assert run(checkpoint, zoo, out, "maskcut", "--on-error=skip") == 0
+    assert run(checkpoint, zoo, tmp_path / "stopped", "maskcut", "--on-error=stop") == 1
+    stopped = json.loads((tmp_path / "stopped" / "summary.json").read_text())
+    assert (stopped["failed"], stopped["missing"] > 0) == (1, True)
+
+    photo.save(zoo / "torn.jpg")  # repaired: done at the next run
+    assert run(checkpoint, zoo, out, "maskcut") == 1
+    assert json.loads((out / "summary.json").read_text())["failed"] == 2
+
+
+def test_images_without_an_object_are_counted(checkpoint, photographs, tmp_path):
+    """No two patches have a cosine above tau: the graph has no cut."""
+    assert run(checkpoint, photographs / "more", tmp_path, "maskcut", "--tau=0.999999") == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["done"], summary["without_mask"], summary["masks"]) == (4, 4, 0)
+    assert (tmp_path / "index.html").read_text().count("no object found") == 4
+    assert not json.loads((tmp_path / "coco.json").read_text())["annotations"]
+
+
+def test_wrong_usage(checkpoint, photographs, tmp_path, capsys):
+    for extra, text in (
+        ("--layer=2", "expected an index in [-2, 2)"),
+        ("--size=8", "at least two patches"),
+        ("--head=3", "expected an index in [0, 3) or mean"),
+        ("--heads=2", "heads"),
+    ):
+        assert run(checkpoint, photographs, tmp_path, "attention", extra) == 2
+        assert text in capsys.readouterr().err
+    for extra in ("--shard=0/2", "--save=gif", "--keep=60", "--tau=1", "--batch-size=0"):
+        with pytest.raises(SystemExit):
+            run(checkpoint, photographs, tmp_path, "attention", extra)
+    assert run(checkpoint, tmp_path / "nothing", tmp_path, "attention") == 2
+    assert "found nothing at" in capsys.readouterr().err
+    assert not contents(tmp_path)

@@ -1,0 +1,71 @@
+"""COCO 2017 instances, in the official layout as unpacked.
+
+ROOT/val2017/000000000139.jpg ...              5,000 images
+ROOT/annotations/instances_val2017.json
+"""
+
+import json
+import os
+import pathlib
+
+_HOW = """Expected the official layout, as it unpacks:
+    {root}/{split}/000000000139.jpg ... and {root}/annotations/instances_{split}.json
+Get and unpack into {root}:
+    http://images.cocodataset.org/zips/{split}.zip
+    http://images.cocodataset.org/annotations/annotations_trainval2017.zip"""
+
+
+class COCO:
+    """The images and annotations of a split.
+
+    Args:
+        root: the folder that holds `annotations`, and the images in SPLIT or images/SPLIT.
+        split: "val2017" or "train2017".
+        limit: take only the first so many images by id; None for all.
+
+    Attributes:
+        names: file names, in the order of the images' ids.
+        ids: {file name: id}.
+        annotations: the COCO dictionary of these images.
+
+    Raises:
+        ValueError: names every part that is missing, and says how to get it.
+    """
+
+    def __init__(self, root: str | os.PathLike, split: str = "val2017", limit: int | None = None):
+        root = pathlib.Path(root).expanduser()
+        how = _HOW.format(root=root, split=split)
+        file = root / "annotations" / f"instances_{split}.json"
+        folders = [root / split, root / "images" / split]
+        self.folder = next((f for f in folders if f.is_dir()), folders[0])
+        if missing := [str(part) for part in (self.folder, file) if not part.exists()]:
+            raise ValueError(f"COCO: missing {', '.join(missing)}.\n{how}")
+        try:
+            everything = json.loads(file.read_text())
+            images = sorted(everything["images"], key=lambda image: image["id"])[:limit]
+            chosen = {image["id"] for image in images}
+            annotations = [a for a in everything["annotations"] if a["image_id"] in chosen]
+            self.names = [image["file_name"] for image in images]
+            self.ids = {image["file_name"]: image["id"] for image in images}
+            self.sizes = {i["file_name"]: (i["height"], i["width"]) for i in images}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"COCO: {file} is not a whole annotation file ({type(error).__name__}: {error}).\n"
+                f"{how}"
+            ) from error
+        self.annotations = {"images": images, "annotations": annotations}
+        if not images:
+            raise ValueError(f"COCO: {file} lists no image.\n{how}")
+        missing = [name for name in self.names if not self.image_path(name).is_file()]
+        if missing:
+            raise ValueError(
+                f"COCO: {len(missing)} of {len(images)} images are missing in {self.folder}, the "
+                f"first {missing[0]}.\n{how}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def image_path(self, name: str) -> pathlib.Path:
+        """The photograph of a file name."""
+        return self.folder / name

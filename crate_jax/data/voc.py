@@ -1,0 +1,90 @@
+"""PASCAL VOC 2012 segmentation, in its official layout as unpacked.
+
+VOCdevkit/VOC2012/JPEGImages/ID.jpg
+VOCdevkit/VOC2012/SegmentationClass/ID.png        palette PNG: class 1..20, 0 background, 255 void
+VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt  the 1,449 ids of the validation split
+"""
+
+import os
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+VOID = 255
+CLASS_NAMES = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),
+    *("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
+    *("sheep", "sofa", "train", "tvmonitor"),
+)
+
+_HOW = """Expected the official layout, as it unpacks:
+    {root}/VOCdevkit/VOC2012/JPEGImages, SegmentationClass, ImageSets/Segmentation/{split}.txt
+Get VOCtrainval_11-May-2012.tar (2 GB) from http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ and
+unpack it: tar -xf VOCtrainval_11-May-2012.tar -C {root}"""
+
+
+class VOC:
+    """The images and semantic label maps of a split.
+
+    Args:
+        root: VOCdevkit, VOC2012, or the folder that holds VOCdevkit.
+        split: the name of a list in ImageSets/Segmentation.
+
+    Attributes:
+        names: the ids, in the order of the list.
+
+    Raises:
+        ValueError: names every part that is missing, and says how to get it.
+    """
+
+    def __init__(self, root: str | os.PathLike, split: str = "val"):
+        root = pathlib.Path(root).expanduser()
+        places = [root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"]
+        self.root = next((p for p in places if (p / "SegmentationClass").is_dir()), None)
+        if self.root is None:
+            self.root = next((p for p in places if (p / "JPEGImages").is_dir()), places[-1])
+        listed = self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
+        parts = [self.root / "JPEGImages", self.root / "SegmentationClass", listed]
+        how = _HOW.format(root=root, split=split)
+        if missing := [str(part) for part in parts if not part.exists()]:
+            raise ValueError(f"VOC: missing {', '.join(missing)}.\n{how}")
+        self.names = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
+        if not self.names:
+            raise ValueError(f"VOC: {listed} lists no image.\n{how}")
+        files = [path(name) for name in self.names for path in (self.image_path, self.label_path)]
+        if missing := [str(file) for file in files if not file.is_file()]:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise ValueError(
+                f"VOC: {len(missing)} of {len(files)} files that {listed} asks for are missing: "
+                f"{', '.join(missing[:3])}{more}.\n{how}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def image_path(self, name: str) -> pathlib.Path:
+        """The photograph of an id."""
+        return self.root / "JPEGImages" / f"{name}.jpg"
+
+    def label_path(self, name: str) -> pathlib.Path:
+        """The label map of an id."""
+        return self.root / "SegmentationClass" / f"{name}.png"
+
+    def labels(self, name: str) -> np.ndarray:
+        """The label map of an id, uint8[height, width]: 1..20, 0 background, 255 void.
+
+        Raises:
+            ValueError: a PNG that holds colours in place of class numbers, or that is damaged.
+        """
+        path = self.label_path(name)
+        try:
+            with Image.open(path) as image:
+                if image.mode not in ("P", "L"):
+                    raise ValueError(
+                        f"{path}: expected class numbers (a palette PNG), got colours (mode "
+                        f"{image.mode}); take the original file of VOC"
+                    )
+                return np.asarray(image)
+        except (OSError, SyntaxError) as error:  # SyntaxError: Pillow's word for a broken PNG
+            raise ValueError(f"{path}: not readable: {error}") from error

@@ -1,0 +1,77 @@
+"""The scores of a network on a dataset, as one HTML file that needs nothing else."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from markupsafe import Markup
+
+from crate_jax.export.files import write_atomically
+from crate_jax.export.report import _render, _tables
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for the terminal and the page.
+
+    Attributes:
+        title: what it shows.
+        note: how to read it, or "".
+        columns: headings, the first of the rows' names.
+        rows: text cells, as many as columns.
+        best: (row, column) of cells to mark.
+    """
+
+    title: str
+    note: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    best: Sequence[tuple[int, int]] = ()
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with its heading: `svg` from `charts.line_chart`."""
+
+    title: str
+    note: str
+    svg: Markup
+
+
+def write_scores(
+    path: str | os.PathLike,
+    *,
+    title: str,
+    tables: Sequence[Table],
+    charts: Sequence[Chart] = (),
+    settings: Mapping,
+    environment: Mapping,
+    lede: str = "",
+    facts: Mapping[str, str] | None = None,
+) -> Path:
+    """Writes the page.
+
+    Args:
+        path: the file. Written whole or not at all.
+        title: the heading.
+        tables: in their order.
+        charts: those with an empty drawing are left out.
+        settings: what the scores were measured with.
+        environment: versions and devices.
+        lede: a sentence or two below the heading.
+        facts: short things worth knowing, label to text.
+
+    Returns:
+        The path.
+    """
+    page = _render(
+        "scores.html",
+        title=title,
+        lede=lede,
+        facts=list((facts or {}).items()),
+        score_tables=tables,
+        charts=[chart for chart in charts if chart.svg],
+        tables=_tables({"Settings": settings, "Environment": environment}),
+    )
+    return write_atomically(path, page)

@@ -1,0 +1,197 @@
+"""Score what a network's attention and masks find on PASCAL VOC, COCO or composed scenes.
+
+    python -m crate_jax.score --dataset=voc --root=VOCdevkit --checkpoint=RUN --out=SCORES
+    python -m crate_jax.score --dataset=coco --root=COCO --checkpoint=dino.pth --heads=12 \\
+        --pool=cls --out=SCORES --taus=0.1,0.15,0.2
+    python -m crate_jax.score --dataset=scenes --checkpoint=RUN --out=SCORES --steps=all
+
+voc: [CLS] attention against the label maps. coco: MaskCut against the instances. scenes: both, and
+nothing to download. Writes OUT/scores.json and OUT/index.html and prints the tables; layers count
+from 0 in arguments and from 1 in tables and names.
+
+Exit status: 0 all scored; 1 some images could not be (0 with --on-error=skip); 2 wrong usage.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from crate_jax.suite import arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m crate_jax.score",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--dataset", required=True, choices=("voc", "coco", "scenes"))
+    add("--root", metavar="DIR", help="of voc (VOCdevkit or VOC2012) or coco, as unpacked")
+    add("--out", required=True, metavar="DIR", help="where scores.json and index.html go")
+    add("--split", help="default: val of voc, val2017 of coco")
+    add("--limit", type=arguments.positive, metavar="N", help="only the first N images")
+    add(
+        "--objects",
+        type=arguments.numbers(int, "LOW,HIGH"),
+        default=(1, 3),
+        metavar="LOW,HIGH",
+        help="scenes: garments in a scene (default 1,3)",
+    )
+    add(
+        "--size",
+        type=arguments.size,
+        metavar="PX",
+        help="images are resized to it, as 480 or 320x480, rounded to patches. Default: 480 for "
+        "networks trained at 224, else twice the training size",
+    )
+    add(
+        "--layers",
+        type=_layers,
+        metavar="LIST",
+        help="indices such as 6,8,-1, or all. Default: all for attention, the last for MaskCut",
+    )
+    add("--batch-size", type=arguments.positive, default=4, help="images at once (default 4)")
+    add("--on-error", choices=("fail", "skip", "stop"), default="fail", help="see exit status")
+    group = parser.add_argument_group("attention (voc, scenes)")
+    group.add_argument(
+        "--keep", type=arguments.share, default=0.6, help="part of mass or area (default 0.6)"
+    )
+    group.add_argument(
+        "--no-random", action="store_true", help="without the network with random weights"
+    )
+    group = parser.add_argument_group("MaskCut (coco, scenes)")
+    group.add_argument(
+        "--taus",
+        type=lambda text: tuple(arguments.tau(part) for part in text.split(",")),
+        default=(0.15,),
+        metavar="LIST",
+        help="cosine thresholds, such as 0.1,0.15,0.2 (default 0.15)",
+    )
+    group.add_argument("--max-masks", type=arguments.positive, default=3, help="N (default 3)")
+    group.add_argument("--features", choices=("subspace", "tokens"), default="subspace")
+    group.add_argument("--corrected", action="store_true", help="without the published quirks")
+    group.add_argument("--crf", action="store_true", help="refine by CutLER's dense CRF")
+    group.add_argument(
+        "--samples", type=arguments.positive, default=1000, help="bootstrap draws (default 1000)"
+    )
+    group = parser.add_argument_group("further passes")
+    group.add_argument(
+        "--noise", choices=("none", "paper"), default="none", help="repeat under the paper's noise"
+    )
+    group.add_argument(
+        "--steps",
+        type=_steps,
+        default=(),
+        metavar="LIST",
+        help="of a run: repeat for these checkpoints, such as 500,1000, or all",
+    )
+    group.add_argument("--seed", type=int, default=0, help="of draws, scenes and random weights")
+    arguments.add_checkpoint(parser)
+    return parser
+
+
+def _layers(text: str):
+    return text if text == "all" else arguments.numbers(int, "indices")(text)
+
+
+def _steps(text: str):
+    return text if text == "all" else arguments.numbers(int, "steps")(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.dataset != "scenes" and not args.root:
+        parser.error(f"--root is needed for {args.dataset}: the folder that holds it")
+
+    import cv2
+
+    cv2.utils.logging.setLogLevel(0)  # silent: what it says of damaged files stands in scores.json
+    try:
+        result = _score(args)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 1 if result["counts"]["failed"] and args.on_error != "skip" else 0
+
+
+def _score(args: argparse.Namespace) -> dict:
+    from crate_jax.suite import datasets, measuring, network, scoring
+
+    declared = arguments.declared(args)
+    net = network.load(args.checkpoint, **declared)
+    if args.dataset == "voc":
+        data = datasets.VocLabels(args.root, args.split or "val", args.limit)
+    elif args.dataset == "coco":
+        data = datasets.CocoInstances(args.root, args.split or "val2017", args.limit)
+    else:
+        side = max(net.config.image_size)
+        data = datasets.SceneInstances(side, args.limit, args.objects, args.seed)
+    protocol = measuring.Protocol(
+        size=network.input_size(net.config, args.size),
+        attention_layers=_chosen(net, args.layers, range(net.config.depth)) * data.has_labels,
+        mask_layers=_chosen(net, args.layers, [net.config.depth - 1]) * data.has_instances,
+        keep=args.keep,
+        taus=args.taus,
+        max_masks=args.max_masks,
+        features=args.features,
+        corrected=args.corrected,
+        crf=args.crf,
+        batch_size=args.batch_size,
+        on_error=args.on_error,
+    )
+    passes = scoring.Passes(
+        untrained=not args.no_random,
+        noise=scoring.NOISE[args.noise],
+        steps=_of_run(args.checkpoint, args.steps),
+        samples=args.samples,
+        seed=args.seed,
+    )
+    declared.pop("step", None)
+    return scoring.score(
+        net,
+        data,
+        protocol,
+        passes,
+        args.out,
+        title=f"{net.config.family} on {args.dataset}",
+        settings={
+            "dataset": args.dataset,
+            "checkpoint": str(args.checkpoint),
+            "root": args.root,
+            "split": args.split,
+            "limit": args.limit,
+            **({"objects": list(args.objects)} if args.dataset == "scenes" else {}),
+        },
+        load_step=lambda step: network.load(args.checkpoint, step=step, **declared),
+        say=lambda line: print(line, flush=True),
+    )
+
+
+def _chosen(net, layers, default) -> tuple[int, ...]:
+    from crate_jax.suite import network
+
+    if layers is None:
+        return tuple(default)
+    if layers == "all":
+        return tuple(range(net.config.depth))
+    return tuple(network.layer_index(net.config, layer, "maskcut") for layer in layers)
+
+
+def _of_run(path: str, steps) -> tuple[int, ...]:
+    if steps != "all":
+        return tuple(steps)
+    from crate_jax.training import checkpoint
+
+    found = checkpoint.complete_steps(pathlib.Path(path))
+    if not found:
+        raise ValueError(f"steps: expected the directory of a run, found no checkpoints in {path}")
+    return tuple(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
