@@ -171,7 +171,7 @@ def _previews(files: Sequence[str]):
 
 def _picture(records: Records, file: str, embedded: bool) -> np.ndarray | str:
     if not embedded:
-        return urllib.parse.quote(file)
+        return urllib.parse.quote(file, errors="surrogateescape")
     path = records.out / file
     if path.suffix == ".png":  # small: shown as pixels
         return images.read(path).pixels

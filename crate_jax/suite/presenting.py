@@ -94,25 +94,34 @@ def mask_table(
 
 
 def series_table(
-    title: str, note: str, heading: str, series: Mapping[str, Figures], names: Sequence[str]
+    title: str, note: str, heading: str, series: Mapping[str, Figures], names: Mapping[str, str]
 ) -> Table | None:
     """A few figures under several conditions: noise, or steps of a run."""
-    names = [name for name in names if all(name in found for found in series.values())]
-    if not series or not names:
+    if not series:
         return None
     rows = [[label, *[_percent(found[name]) for name in names]] for label, found in series.items()]
-    return Table(title, note, [heading, *names], rows)
+    return Table(title, note, [heading, *names.values()], rows)
 
 
-def headline_names(figures: Figures) -> list[str]:
-    """The figures by which conditions are compared: best layer's IoU, and every AP."""
-    names = []
+def headline(figures: Figures, protocol: Protocol) -> dict[str, str]:
+    """The figures by which conditions are compared, name to heading.
+
+    For each rule the best head at the layer that scores highest; AP at the last layer measured and
+    at MaskCut's published tau, or the first that was asked for.
+    """
+    names = {}
     for rule in _RULES:
-        pattern = re.compile(rf"cls_iou/{rule}/best/layer\d+$")
+        pattern = re.compile(rf"cls_iou/{rule}/best/layer(\d+)$")
         found = {n: f.value for n, f in figures.items() if pattern.match(n)}
         if found:
-            names.append(max(found, key=found.get))
-    return names + [n for n in figures if re.match(r"maskcut/.*/(box|mask)/AP$", n)]
+            best = max(found, key=found.get)
+            names[best] = f"IoU, {rule}, layer {int(pattern.match(best)[1])}"
+    if protocol.mask_layers:
+        tau = 0.15 if 0.15 in protocol.taus else protocol.taus[0]
+        prefix = fig.mask_prefix(protocol.mask_layers[-1], tau)
+        names |= {f"{prefix}/{kind}/AP": f"{kind} AP" for kind in ("box", "mask")}
+        names |= {f"{prefix}/{kind}/AP50": f"{kind} AP50" for kind in ("box", "mask")}
+    return names
 
 
 def charts(
@@ -169,9 +178,9 @@ def charts(
         ]
         drawn.append(_chart("MaskCut AP by tau", f"Layer {layer + 1}.", lines, "tau"))
     if steps and len(steps) > 1:
-        for name in headline_names(figures):
+        for name, heading in headline(figures, protocol).items():
             line = _line("trained", list(steps), [found.get(name) for found in steps.values()])
-            drawn.append(_chart(f"{name} over steps", "A run's checkpoints.", [line], "step"))
+            drawn.append(_chart(f"{heading} over steps", "A run's checkpoints.", [line], "step"))
     return [chart for chart in drawn if chart.svg]
 
 

@@ -156,7 +156,7 @@ def _counts(measured: Measured, data: Dataset, protocol: Protocol) -> dict[str, 
 
 
 def _tables(trained, protocol, main, noisy, steps) -> list[page.Table]:
-    names = presenting.headline_names(main)
+    names = presenting.headline(main, protocol)
     clean = {"without noise": main} if noisy else {}
     tables = [
         presenting.attention_table(main, protocol),
