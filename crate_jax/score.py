@@ -123,12 +123,13 @@ def _score(args: argparse.Namespace) -> dict:
     from crate_jax.suite import datasets, measuring, network, scoring
 
     declared = arguments.declared(args)
-    net = network.load(args.checkpoint, **declared)
+    steps = _of_run(args.checkpoint, args.steps)
     if args.dataset == "voc":
         data = datasets.VocLabels(args.root, args.split or "val", args.limit)
     elif args.dataset == "coco":
         data = datasets.CocoInstances(args.root, args.split or "val2017", args.limit)
-    else:
+    net = network.load(args.checkpoint, **declared)
+    if args.dataset == "scenes":
         side = max(net.config.image_size)
         data = datasets.SceneInstances(side, args.limit, args.objects, args.seed)
     protocol = measuring.Protocol(
@@ -147,7 +148,7 @@ def _score(args: argparse.Namespace) -> dict:
     passes = scoring.Passes(
         untrained=not args.no_random,
         noise=scoring.NOISE[args.noise],
-        steps=_of_run(args.checkpoint, args.steps),
+        steps=steps,
         samples=args.samples,
         seed=args.seed,
     )
@@ -183,14 +184,19 @@ def _chosen(net, layers, default) -> tuple[int, ...]:
 
 
 def _of_run(path: str, steps) -> tuple[int, ...]:
-    if steps != "all":
-        return tuple(steps)
+    """The steps asked for, checked before hours are spent on the first."""
+    if not steps:
+        return ()
     from crate_jax.training import checkpoint
 
     found = checkpoint.complete_steps(pathlib.Path(path))
     if not found:
         raise ValueError(f"steps: expected the directory of a run, found no checkpoints in {path}")
-    return tuple(found)
+    if steps == "all":
+        return tuple(found)
+    if unknown := [step for step in steps if step not in found]:
+        raise ValueError(f"steps: expected some of the run's {found}, got {unknown}")
+    return tuple(steps)
 
 
 if __name__ == "__main__":

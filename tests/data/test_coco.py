@@ -1,0 +1,55 @@
+"""COCO's layout, and what is said where it is not whole."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from crate_jax.data.coco import COCO
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "val2017").mkdir()
+    (tmp_path / "annotations").mkdir()
+    images = [
+        {"id": number, "file_name": f"{number:012d}.jpg", "height": 4, "width": 6}
+        for number in (285, 139, 632)
+    ]
+    for image in images:
+        Image.new("RGB", (6, 4)).save(tmp_path / "val2017" / image["file_name"])
+    annotations = [{"image_id": number, "id": number} for number in (139, 139, 632)]
+    file = tmp_path / "annotations" / "instances_val2017.json"
+    file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": []}))
+    return tmp_path
+
+
+def test_images_by_id_and_their_annotations(root):
+    coco = COCO(root)
+    assert coco.names == ["000000000139.jpg", "000000000285.jpg", "000000000632.jpg"]
+    assert coco.ids["000000000285.jpg"] == 285
+    assert coco.sizes["000000000285.jpg"] == (4, 6)
+    assert len(coco.annotations["annotations"]) == 3
+    first = COCO(root, limit=2)
+    assert len(first) == 2
+    assert {a["image_id"] for a in first.annotations["annotations"]} == {139}
+    (root / "images").mkdir()
+    (root / "val2017").rename(root / "images" / "val2017")
+    assert COCO(root).image_path("000000000139.jpg").is_file()
+
+
+def test_says_what_is_missing_and_how_to_get_it(root):
+    (root / "val2017" / "000000000285.jpg").unlink()
+    with pytest.raises(ValueError, match="1 of 3 images are missing"):
+        COCO(root)
+    with pytest.raises(ValueError, match=r"train2017, .*instances_train2017\.json") as error:
+        COCO(root, "train2017")
+    assert "annotations_trainval2017.zip" in str(error.value)
+    file = root / "annotations" / "instances_val2017.json"
+    for content in ("{", '{"images": []}', "[]"):
+        file.write_text(content)
+        with pytest.raises(ValueError, match="not a whole annotation file"):
+            COCO(root)
+    file.write_text('{"images": [], "annotations": []}')
+    with pytest.raises(ValueError, match="lists no image"):
+        COCO(root)

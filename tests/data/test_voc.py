@@ -1,0 +1,56 @@
+"""PASCAL VOC's layout, and what is said where it is not whole."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from crate_jax.data.voc import CLASS_NAMES, VOC
+
+
+@pytest.fixture
+def root(tmp_path):
+    voc = tmp_path / "VOCdevkit" / "VOC2012"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (voc / folder).mkdir(parents=True)
+    for name in ("2008_000002", "2007_000001"):
+        Image.new("RGB", (6, 4)).save(voc / "JPEGImages" / f"{name}.jpg")
+        labels = Image.fromarray(np.array([[0, 1, 20, 255]] * 2, np.uint8), "P")
+        labels.putpalette([255 - value % 256 for value in range(768)])
+        labels.save(voc / "SegmentationClass" / f"{name}.png")
+    listed = voc / "ImageSets" / "Segmentation" / "val.txt"
+    listed.write_text("2008_000002 \n2007_000001\n\n")
+    return tmp_path
+
+
+def test_reads_class_numbers_in_the_order_of_the_list(root):
+    for start in (root, root / "VOCdevkit", root / "VOCdevkit" / "VOC2012"):
+        voc = VOC(start)
+        assert voc.names == ["2008_000002", "2007_000001"]
+        assert len(voc) == 2
+        assert voc.labels("2007_000001").tolist() == [[0, 1, 20, 255]] * 2
+        assert voc.image_path("2007_000001").name == "2007_000001.jpg"
+    assert (len(CLASS_NAMES), CLASS_NAMES[15]) == (21, "person")
+
+
+def test_says_what_is_missing_and_how_to_get_it(root, tmp_path):
+    voc = root / "VOCdevkit" / "VOC2012"
+    with pytest.raises(ValueError, match=r"train\.txt") as error:
+        VOC(root, "train")
+    assert "JPEGImages," not in str(error.value).splitlines()[0]
+    (voc / "SegmentationClass" / "2007_000001.png").unlink()
+    with pytest.raises(ValueError, match="1 of 4 files") as error:
+        VOC(root)
+    assert "2007_000001.png" in str(error.value)
+    with pytest.raises(ValueError, match=r"missing .*JPEGImages.*SegmentationClass") as error:
+        VOC(tmp_path / "elsewhere")
+    assert "VOCtrainval_11-May-2012.tar" in str(error.value)
+
+
+def test_refuses_colours_and_damage(root):
+    path = root / "VOCdevkit" / "VOC2012" / "SegmentationClass" / "2007_000001.png"
+    Image.new("RGB", (4, 2)).save(path)
+    with pytest.raises(ValueError, match="class numbers"):
+        VOC(root).labels("2007_000001")
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ValueError, match="not readable"):
+        VOC(root).labels("2007_000001")

@@ -1,0 +1,85 @@
+"""Which layer, which size, which arrays."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crate_jax.models import base, variants
+from crate_jax.segmentation import attention
+from crate_jax.suite import network as networks
+
+
+def network(name="crate-testing", seed=0, **fields):
+    model = variants.build(variants.config(name, **fields), seed)
+    return networks.Network(model.config, *base.split(model))
+
+
+def test_default_sizes():
+    for config, asked, size in (
+        (variants.config("crate-s8"), None, (480, 480)),
+        (variants.config("crate-alpha-l14"), None, (476, 476)),  # the multiple of 14 nearest to 480
+        (variants.config("crate-testing"), None, (64, 64)),
+        (variants.config("crate-testing", image_size=(32, 48)), None, (64, 96)),
+        (variants.config("crate-testing"), 20, (24, 24)),
+        (variants.config("crate-testing"), (20, 41), (24, 40)),
+    ):
+        assert networks.input_size(config, asked) == size
+    with pytest.raises(ValueError, match="two patches"):
+        networks.input_size(variants.config("crate-testing"), (64, 8))
+
+
+def test_default_layers_are_where_the_figures_look():
+    crate, vit = variants.config("crate-b8"), variants.config("vit-b8")
+    assert networks.layer_index(crate, None, "attention") == 10
+    assert networks.layer_index(vit, None, "attention") == 11
+    assert networks.layer_index(crate, None, "maskcut") == 11
+    assert networks.layer_index(crate, -12, "maskcut") == 0
+    one = variants.config("crate-testing", depth=1)
+    assert networks.layer_index(one, None, "attention") == 0
+    with pytest.raises(ValueError, match=r"\[-12, 12\)"):
+        networks.layer_index(crate, 12, "attention")
+
+
+@pytest.mark.parametrize("name", ["crate-testing", "vit-testing"])
+def test_maps_and_features_are_those_of_the_model(name):
+    net = network(name)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (2, 32, 48, 3), np.uint8)
+
+    @jax.jit
+    def captured(params):
+        model = base.merge(net.definition, params)
+        return model(model.preprocess(jnp.asarray(pixels)), capture=True)[1]
+
+    out = captured(net.params)
+    maps = networks.Batches(net, networks.cls_maps(net, [1, 0]), 2, (32, 48))(pixels)
+    assert maps.shape == (2, 2, 3, 24)
+    for place, layer in enumerate((1, 0)):
+        expected = attention.cls_maps(out["query"][layer], out["key"][layer])
+        np.testing.assert_allclose(maps[:, place], expected, rtol=1e-4, atol=1e-6)
+    keys = networks.Batches(net, networks.patch_features(net, [1]), 2, (32, 48))
+    np.testing.assert_allclose(
+        keys(pixels)[:, 0], out["key"][1][:, 1:].reshape(2, 24, 24), rtol=1e-4, atol=1e-5
+    )
+    assert keys.memory > 4 * sum(leaf.size for leaf in jax.tree.leaves(net.params))
+    tokens = networks.Batches(net, networks.patch_features(net, [0], "tokens"), 2, (32, 48))
+    np.testing.assert_allclose(tokens(pixels)[:, 0], out["tokens"][0][:, 1:], rtol=1e-4, atol=1e-5)
+    assert "GiB" in networks.memory_line(keys, 2)
+
+
+def test_rows_of_a_batch_do_not_disturb_each_other():
+    net = network()
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (3, 32, 32, 3), np.uint8)
+    batches = networks.Batches(net, networks.patch_features(net, [1]), 3, (32, 32))
+    alone = np.zeros_like(pixels)
+    alone[1] = pixels[1]
+    np.testing.assert_array_equal(np.asarray(batches(pixels))[1], np.asarray(batches(alone))[1])
+
+
+def test_fingerprint_tells_weights_apart():
+    net = network()
+    assert net.fingerprint == network().fingerprint
+    assert net.fingerprint != network(seed=1).fingerprint
+    assert networks.random_weights(net, 1).fingerprint == network(seed=1).fingerprint
