@@ -159,7 +159,7 @@ def _score(args: argparse.Namespace) -> dict:
         protocol,
         passes,
         args.out,
-        title=f"{net.config.family} on {args.dataset}",
+        title=f"{net.config.family.upper()} on {args.dataset}",
         settings={
             "dataset": args.dataset,
             "checkpoint": str(args.checkpoint),

@@ -100,7 +100,7 @@ def line_chart(
             _draw(axes, line)
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole_x, steps=[1, 2, 5, 10]))
-        if not whole_x:
+        if not whole_x and max(abs(x) for line in drawn for x in line.x) >= 1:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         _name_lines(axes, drawn)
         buffer = io.StringIO()

@@ -138,7 +138,10 @@ def _write_gallery(records: Records, done: list[dict], summary: Mapping) -> None
                 (caption, _picture(records, file, embedded))
                 for caption, file in _previews(record["files"])
             ],
-            "confidences": [min(1.0, value) for value in record["confidences"]],
+            # Parts have none of their own: it is 1 for every foreground.
+            "confidences": [min(1.0, value) for value in record["confidences"]]
+            if settings["method"] != "parts"
+            else [],
             "note": "; ".join(
                 text
                 for text in ("" if record["confidences"] else "no object found", record["note"])

@@ -52,8 +52,8 @@ def attention(
     """
     layers = [f"layer{layer + 1:02d}" for layer in protocol.attention_layers]
     rows: dict[str, np.ndarray] = {}
-    with_object = measured.iou[RULES[0]]
-    if len(measured.blind):
+    others: dict[str, np.ndarray] = {}
+    if measured.blind:
         for rule in RULES:
             found = measured.iou[rule].result()
             random = untrained.iou[rule].result() if untrained else {}
@@ -64,15 +64,27 @@ def attention(
                     name = f"{rule}/{head}/{layer}"
                     rows[f"cls_iou_random/{name}"] = values
                     rows[f"cls_iou_gain/{name}"] = rows[f"cls_iou/{name}"] - values
+        others = _others(measured, layers)
         rows["cls_iou_all_ones"], rows["cls_iou_centre_box"] = np.array(measured.blind).T
-    elif not with_object.without_object:
-        raise ValueError("no image was measured")
-    figures = _means(rows, samples, seed)
+    figures = _means(rows, samples, seed) | _means(others, samples, seed)
     inside = {}
     for kind in ("coding_rate", "sparsity"):
         for layer, values in zip(layers, np.transpose(getattr(measured, kind)), strict=True):
             inside[f"{kind}/{layer}"] = values
     return figures | _means(inside, samples, seed)
+
+
+def _others(measured: Measured, layers: list[str]) -> dict[str, np.ndarray]:
+    rows = {}
+    for rule in RULES:
+        try:
+            found = measured.other[rule].result()
+        except ValueError:  # a single image, or none with an object after the first
+            return {}
+        for head in HEADS:
+            for layer, values in zip(layers, found[head], strict=True):
+                rows[f"cls_iou_other/{rule}/{head}/{layer}"] = values
+    return rows
 
 
 def masks(measured: Measured, data: Dataset, *, samples: int = 1_000, seed: int = 0) -> Figures:

@@ -60,6 +60,8 @@ class Measured:
         used: names of the images that were scored.
         failed: {name: reason} of the others.
         iou: by rule, IoU of every layer's heads; the layers in the protocol's order.
+        other: by rule, the same against the label map of the next image used, which says how much
+            is a prior on place.
         blind: f64[2, images], the baselines all-ones and centre box.
         coding_rate: f64[layers, images].
         sparsity: f64[layers, images].
@@ -70,6 +72,9 @@ class Measured:
     used: list[str] = dataclasses.field(default_factory=list)
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
     iou: dict[str, scoring.ImageScores] = dataclasses.field(
+        default_factory=lambda: {rule: scoring.ImageScores() for rule in RULES}
+    )
+    other: dict[str, scoring.ImageScores] = dataclasses.field(
         default_factory=lambda: {rule: scoring.ImageScores() for rule in RULES}
     )
     blind: list[np.ndarray] = dataclasses.field(default_factory=list)
@@ -129,6 +134,7 @@ class Measurer:
             ValueError: an unusable example, with on_error="stop"; or no usable one.
         """
         measured, names = Measured(), list(self.data.names)
+        self._previous = None  # patches kept of the image before
         begin = spoke = time.monotonic()
         length = self.protocol.batch_size
         starts = range(0, len(names), length)
@@ -181,6 +187,7 @@ class Measurer:
             found = jax.device_get(self._looks(pixels, params))
             for row in rows:
                 self._add_attention(measured, {k: v[row] for k, v in found.items()}, loaded[row][2])
+                self._previous = found["kept"][row]
         if self._features:
             features = self._features(pixels, params)
             for place, layer in enumerate(self.protocol.mask_layers):
@@ -193,6 +200,11 @@ class Measurer:
         for rule, kept in zip(RULES, found["kept"], strict=True):
             _, iou = scoring.class_iou(kept, labels, self.grid)
             measured.iou[rule].add(iou)
+        for rule, kept in zip(
+            RULES, () if self._previous is None else self._previous, strict=False
+        ):
+            _, iou = scoring.class_iou(kept, labels, self.grid)
+            measured.other[rule].add(iou)
         size = labels.shape
         guesses = np.stack([np.ones(size, bool), scoring.centre_box(size)]).reshape(2, -1)
         _, iou = scoring.class_iou(guesses, labels, size)

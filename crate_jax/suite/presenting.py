@@ -14,6 +14,7 @@ from crate_jax.suite.figures import Figure, Figures
 from crate_jax.suite.measuring import Protocol
 
 _RULES = {"mass": "60 % of mass", "area": "60 % of area"}
+_CONTROLS = {"cls_iou_random": "random weights", "cls_iou_other": "another image"}
 _HEADS = {"best": "best head", "mean": "mean head", "single": "one head"}
 
 
@@ -35,14 +36,12 @@ def attention_table(figures: Figures, protocol: Protocol) -> Table | None:
     """IoU by layer: both rules, three ways over heads, random weights, baselines below."""
     if "cls_iou_all_ones" not in figures:
         return None
-    random = any(name.startswith("cls_iou_random") for name in figures)
     kinds = [(rule, head, "cls_iou") for rule in _RULES for head in _HEADS]
-    if random:
-        kinds += [(rule, "best", "cls_iou_random") for rule in _RULES]
+    for kind in _CONTROLS:
+        if any(name.startswith(kind) for name in figures):
+            kinds += [(rule, "best", kind) for rule in _RULES]
     columns = ["layer"]
-    for rule, head, kind in kinds:
-        name = _HEADS[head] if kind == "cls_iou" else "random weights"
-        columns.append(f"{rule}: {name}")
+    columns += [f"{rule}: {_CONTROLS.get(kind, _HEADS[head])}" for rule, head, kind in kinds]
     rows, best = [], []
     values = {}
     for place, layer in enumerate(protocol.attention_layers):
@@ -60,8 +59,9 @@ def attention_table(figures: Figures, protocol: Protocol) -> Table | None:
         "[CLS] attention: mean IoU, per cent",
         f"A rule keeps {keep} of the attention's mass, or of the patches (area). Best head: chosen "
         "anew for every class of every image, so it grows with the number of heads. One head: the "
-        "same for all images. In brackets 95 % bootstrap intervals over images. Layers count from "
-        "1.",
+        "same for all images. Random weights and another image (the best head against the next "
+        "image's objects) show what is owed to the architecture and to place. In brackets 95 % "
+        "bootstrap intervals over images. Layers count from 1.",
         columns,
         rows,
         best,
@@ -88,7 +88,11 @@ def mask_table(
         "MaskCut: class-agnostic COCO AP, per cent",
         f"N = {protocol.max_masks}, every mask of score 1. In brackets 95 % bootstrap intervals "
         "over images.",
-        ["layer, tau", "box AP50", "AP75", "AP", "mask AP50", "AP75", "AP", "without a mask"],
+        [
+            "layer, tau",
+            *(f"{kind} {ap}" for kind in ("box", "mask") for ap in ("AP50", "AP75", "AP")),
+            "without a mask",
+        ],
         rows,
     )
 

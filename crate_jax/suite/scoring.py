@@ -17,7 +17,7 @@ from crate_jax.suite import figures as fig
 from crate_jax.suite import network as networks
 from crate_jax.suite import presenting
 from crate_jax.suite.datasets import Dataset
-from crate_jax.suite.measuring import Measured, Measurer, Protocol
+from crate_jax.suite.measuring import RULES, Measured, Measurer, Protocol
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +105,7 @@ def score(
             "model": network.config.to_dict(),
             "crate_jax": _version.__version__,
             **dataclasses.asdict(protocol),
+            "rules": list(RULES),
             "attention_resolution": "each image's own, maps by nearest upsampling",
             "noise_on": "the network's input",
             "bootstrap_samples": {"iou": 10_000, "ap": passes.samples},

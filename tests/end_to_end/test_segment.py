@@ -9,13 +9,17 @@ import time
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import skimage
+from flax import nnx
 from PIL import Image
 from pycocotools.coco import COCO
 
+import crate_jax
 from crate_jax import segment
 from crate_jax.convert import checkpoints
 from crate_jax.models import variants
+from crate_jax.segmentation import maskcut
 from crate_jax.suite.records import Records
 from tests.end_to_end import runs
 
@@ -168,6 +172,52 @@ def test_coco_file(photographs, whole):
     image_id = 1 + names.index("coffee.png")
     objects = [a for a in found.anns.values() if a["image_id"] == image_id]
     assert [a["score"] for a in objects] == list(gaps[masks.any((1, 2))])
+
+
+def test_maskcut_of_the_library_gives_the_same_masks(checkpoint, photographs, whole):
+    """What the command line writes, put together by hand from the public functions."""
+    image = Image.open(photographs / "coffee.png").convert("RGB")
+    pixels = np.asarray(image.resize((64, 64), Image.Resampling.LANCZOS))
+    model = crate_jax.load(checkpoint)
+    _, out = nnx.jit(lambda m, x: m(m.preprocess(x), capture=-1))(model, pixels[None])
+    features = np.asarray(out["query"])[0, 0, 1:].reshape(64, -1)
+    found = maskcut.maskcut(features, (8, 8), tau=0.2, max_masks=3)
+    with np.load(whole["maskcut"] / "maps" / "coffee.png.npz") as arrays:
+        np.testing.assert_array_equal(arrays["masks"], found.masks)
+        np.testing.assert_allclose(arrays["confidence"], found.confidence, atol=1e-5)
+    large = maskcut.full_resolution(found.masks[found.masks.any((1, 2))], image.size[::-1], 8)
+    dataset = COCO(whole["maskcut"] / "coco.json")
+    (number,) = [i for i, entry in dataset.imgs.items() if entry["file_name"] == "coffee.png"]
+    objects = dataset.loadAnns(dataset.getAnnIds(number))
+    assert len(objects) == len(large)
+    for annotation, mask in zip(objects, large, strict=True):
+        np.testing.assert_array_equal(dataset.annToMask(annotation), mask)
+
+
+def test_crf_on_tokens_of_another_shape(checkpoint, photographs, tmp_path):
+    extra = ["--crf", "--features=tokens", "--size=32x48", "--layer=0", "--save=npz", "--corrected"]
+    assert run(checkpoint, photographs / "coffee.png", tmp_path, "maskcut", *extra) == 0
+    with np.load(tmp_path / "maps" / "coffee.png.npz") as arrays:
+        assert arrays["masks"].shape == (3, 4, 6)
+        assert arrays["refined"].shape == (3, 32, 48)
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert (settings["crf"], settings["features"], settings["layer"]) == (True, "tokens", 0)
+
+
+def test_file_that_does_not_tell_its_heads(checkpoint, photographs, tmp_path, capsys):
+    bare = tmp_path / "bare.safetensors"
+    safetensors.numpy.save_file(safetensors.numpy.load_file(checkpoint), bare)
+    image = photographs / "coffee.png"
+    assert run(bare, image, tmp_path / "out", "attention") == 2
+    assert "heads" in capsys.readouterr().err
+    for heads, head_dim in ((3, 8), (6, 4)):
+        out = tmp_path / f"{heads}"
+        extra = [f"--heads={heads}", "--image-size=32", "--head=1", "--layer=-1"]
+        assert run(bare, image, out, "attention", *extra) == 0
+        settings = json.loads((out / "settings.json").read_text())
+        assert (settings["model"]["head_dim"], settings["layer"]) == (head_dim, 1)
+        with np.load(out / "maps" / "coffee.png.npz") as arrays:
+            assert arrays["maps"].shape == (heads, 8, 8)
 
 
 def test_parts_are_colours_of_all_images_together(whole):

@@ -103,6 +103,10 @@ def test_values_counted_by_hand(tiny, voc, seeing, tmp_path, capsys):
             assert figure["value"] == pytest.approx(np.mean(images), abs=1e-9), name
             # Of two images, every mean drawn lies between them, and the ends are drawn often.
             assert (figure["low"], figure["high"]) == pytest.approx((min(images), max(images)))
+    # The first image's maps against the second's bird: area 1/3 and 1, mass 384 / 768 and 0.
+    for name, value in (("area/best", 1), ("area/mean", 2 / 3), ("mass/best", 0.5)):
+        other = result["scores"][f"cls_iou_other/{name}/layer01"]["value"]
+        assert other == pytest.approx(value), name
     # All ones: 3/7 and 1/14 of 1792 valid pixels; half of the second image.
     assert result["scores"]["cls_iou_all_ones"]["value"] == pytest.approx((0.25 + 0.5) / 2)
     # Centre box: person 256 / 1024, car 0; bird 192 / 960.
