@@ -47,9 +47,9 @@ def from_attention(
         keep: the part of mass or of area that is kept.
 
     Returns:
-        arrays `maps` f32[heads, rows, columns] and `kept` bool, same shape; one mask. Its
-        confidence is 1 - H / log n with H the entropy of the map drawn: 0 where attention is
-        even, 1 where it is on one patch.
+        arrays `maps` f32[heads, rows, columns] and `kept` bool, same shape; one mask, or none
+        where nothing is kept. Its confidence is 1 - H / log n with H the entropy of the map drawn:
+        0 where attention is even, 1 where it is on one patch.
 
     Raises:
         FloatingPointError: maps that are no numbers.
@@ -61,11 +61,11 @@ def from_attention(
     heat, mask = shown.reshape(grid), kept[-1].reshape(grid)
     entropy = -np.sum(shown * np.log(np.maximum(shown, np.finfo(np.float32).tiny)))
     confidence = float(np.clip(1 - entropy / np.log(len(shown)), 0, 1))
-    heads = maps.reshape(-1, *grid)
+    heads, there = maps.reshape(-1, *grid), bool(mask.any())
     return Segmented(
         arrays={"maps": heads, "kept": kept[:-1].reshape(-1, *grid)},
-        masks=lambda size: overlays.to_size(mask, size)[None],
-        confidences=[confidence],
+        masks=lambda size: overlays.to_size(mask, size)[None][:there],
+        confidences=[confidence] * there,
         draw=lambda image: overlays.mask_overlay(
             overlays.heat_overlay(image, heat), mask, opacity=0
         ),

@@ -192,12 +192,16 @@ def memory_line(batches: Batches, batch_size: int) -> str:
         free = limit and limit - stats.get("bytes_in_use", 0)
     if batches.memory is None:
         return f"memory    unknown: the compiler for {device.platform} does not say"
-    line = f"memory    {batches.memory / 2**30:.2f} GiB for a batch of {batch_size}"
+    line = f"memory    {_bytes(batches.memory)} for a batch of {batch_size}"
     if free is not None:
-        line += f", {free / 2**30:.1f} GiB free on {device.device_kind}"
+        line += f", {_bytes(free)} free on {device.device_kind}"
         if batches.memory > free:
             line += ". TOO LITTLE: expect a failure; lower --batch-size or --size"
     return line
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def free_host_memory() -> int | None:

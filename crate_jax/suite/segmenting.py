@@ -182,7 +182,9 @@ class _Run:
         names = [n for n in self.records.names if "failed" not in (self.records.record(n) or {})]
         features = [self.records.path("features", name, ".npy") for name in names]
         if missing := sum(not path.is_file() for path in features):
-            self.say(f"parts     wait for the features of {missing} images of other shards")
+            self.say(
+                f"parts     wait for the features of {missing} images: run the other shards too"
+            )
             return
         if not names or all(self.records.done(name) for name in names):
             return

@@ -65,7 +65,7 @@ def test_maps_and_features_are_those_of_the_model(name):
     assert keys.memory > 4 * sum(leaf.size for leaf in jax.tree.leaves(net.params))
     tokens = networks.Batches(net, networks.patch_features(net, [0], "tokens"), 2, (32, 48))
     np.testing.assert_allclose(tokens(pixels)[:, 0], out["tokens"][0][:, 1:], rtol=1e-4, atol=1e-5)
-    assert "GiB" in networks.memory_line(keys, 2)
+    assert f"{keys.memory / 2**20:.1f} MiB for a batch of 2" in networks.memory_line(keys, 2)
 
 
 def test_rows_of_a_batch_do_not_disturb_each_other():
