@@ -9,7 +9,8 @@ voc: [CLS] attention against the label maps. coco: MaskCut against the instances
 nothing to download. Writes OUT/scores.json and OUT/index.html and prints the tables; layers count
 from 0 in arguments and from 1 in tables and names.
 
-Exit status: 0 all scored; 1 some images could not be (0 with --on-error=skip); 2 wrong usage.
+Exit status: 0 all scored; 1 some images could not be (0 with --on-error=skip); 2 wrong usage;
+130 stopped by Ctrl-C.
 """
 
 import argparse
@@ -54,7 +55,12 @@ def _parser() -> argparse.ArgumentParser:
         help="indices such as 6,8,-1, or all. Default: all for attention, the last for MaskCut",
     )
     add("--batch-size", type=arguments.positive, default=4, help="images at once (default 4)")
-    add("--on-error", choices=("fail", "skip", "stop"), default="fail", help="see exit status")
+    add(
+        "--on-error",
+        choices=("fail", "skip", "stop"),
+        default="fail",
+        help="images that cannot be used are counted and left out; stop: stop at the first",
+    )
     group = parser.add_argument_group("attention (voc, scenes)")
     group.add_argument(
         "--keep", type=arguments.share, default=0.6, help="part of mass or area (default 0.6)"
@@ -116,6 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
     return 1 if result["counts"]["failed"] and args.on_error != "skip" else 0
 
 
