@@ -20,6 +20,7 @@ from crate_jax import segment
 from crate_jax.convert import checkpoints
 from crate_jax.models import variants
 from crate_jax.segmentation import maskcut
+from crate_jax.suite import collecting
 from crate_jax.suite.records import Records
 from tests.end_to_end import runs
 
@@ -261,7 +262,7 @@ def test_ids_from_an_annotation_file(checkpoint, tmp_path):
     assert run(checkpoint, images, tmp_path / "out", "maskcut", extra, "--save=coco") == 2
 
 
-def test_zoo_of_images(checkpoint, tmp_path, capsys):
+def test_zoo_of_images(checkpoint, tmp_path, capsys, monkeypatch):
     """Odd images are handled or listed."""
     zoo = tmp_path / "zoo"
     zoo.mkdir()
@@ -301,9 +302,13 @@ def test_zoo_of_images(checkpoint, tmp_path, capsys):
     stopped = json.loads((tmp_path / "stopped" / "summary.json").read_text())
     assert (stopped["failed"], stopped["missing"] > 0) == (1, True)
 
+    monkeypatch.setattr(collecting, "_EMBEDDED", 0)  # as for a folder of thousands
     photo.save(zoo / "torn.jpg")  # repaired: done at the next run
     assert run(checkpoint, zoo, out, "maskcut") == 1
     assert json.loads((out / "summary.json").read_text())["failed"] == 2
+    page = (out / "index.html").read_text()
+    assert 'src="previews/palette%20with%20spaces%20%231.gif.overlay.png"' in page
+    assert "base64" not in page
 
 
 def test_images_without_an_object_are_counted(checkpoint, photographs, tmp_path):

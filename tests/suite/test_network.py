@@ -41,41 +41,45 @@ def test_default_layers_are_where_the_figures_look():
         networks.layer_index(crate, 12, "attention")
 
 
-@pytest.mark.parametrize("name", ["crate-testing", "vit-testing"])
-def test_maps_and_features_are_those_of_the_model(name):
-    net = network(name)
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (2, 32, 48, 3), np.uint8)
-
+def captured(net, pixels):
     @jax.jit
-    def captured(params):
+    def run(params):
         model = base.merge(net.definition, params)
         return model(model.preprocess(jnp.asarray(pixels)), capture=True)[1]
 
-    out = captured(net.params)
-    maps = networks.Batches(net, networks.cls_maps(net, [1, 0]), 2, (32, 48))(pixels)
-    assert maps.shape == (2, 2, 3, 24)
+    return jax.device_get(run(net.params))
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3), np.uint8)
+
+
+def test_maps_and_features_are_those_of_the_model(pixels):
+    net = network()
+    out = captured(net, pixels)
+    maps = networks.Batches(net, networks.cls_maps(net, [1, 0]), 3, (32, 48))(pixels)
+    assert maps.shape == (3, 2, 3, 24)
     for place, layer in enumerate((1, 0)):
         expected = attention.cls_maps(out["query"][layer], out["key"][layer])
         np.testing.assert_allclose(maps[:, place], expected, rtol=1e-4, atol=1e-6)
-    keys = networks.Batches(net, networks.patch_features(net, [1]), 2, (32, 48))
-    np.testing.assert_allclose(
-        keys(pixels)[:, 0], out["key"][1][:, 1:].reshape(2, 24, 24), rtol=1e-4, atol=1e-5
-    )
-    assert keys.memory > 4 * sum(leaf.size for leaf in jax.tree.leaves(net.params))
-    tokens = networks.Batches(net, networks.patch_features(net, [0], "tokens"), 2, (32, 48))
-    np.testing.assert_allclose(tokens(pixels)[:, 0], out["tokens"][0][:, 1:], rtol=1e-4, atol=1e-5)
-    assert f"{keys.memory / 2**20:.1f} MiB for a batch of 2" in networks.memory_line(keys, 2)
+    features = networks.Batches(net, networks.patch_features(net, [0], "tokens"), 3, (32, 48))
+    expected = out["tokens"][0][:, 1:]
+    np.testing.assert_allclose(features(pixels)[:, 0], expected, rtol=1e-4, atol=1e-5)
+    assert features.memory > 4 * sum(leaf.size for leaf in jax.tree.leaves(net.params))
+    line = networks.memory_line(features, 3)
+    assert f"{features.memory / 2**20:.1f} MiB for a batch of 3" in line
 
 
-def test_rows_of_a_batch_do_not_disturb_each_other():
-    net = network()
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (3, 32, 32, 3), np.uint8)
-    batches = networks.Batches(net, networks.patch_features(net, [1]), 3, (32, 32))
+def test_features_of_a_vit_are_its_keys_and_rows_do_not_disturb_each_other(pixels):
+    net = network("vit-testing")
+    run = networks.Batches(net, networks.patch_features(net, [1]), 3, (32, 48))
+    found = np.asarray(run(pixels))[:, 0]
+    expected = captured(net, pixels)["key"][1][:, 1:].reshape(3, 24, 24)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     alone = np.zeros_like(pixels)
     alone[1] = pixels[1]
-    np.testing.assert_array_equal(np.asarray(batches(pixels))[1], np.asarray(batches(alone))[1])
+    np.testing.assert_array_equal(np.asarray(run(alone))[1, 0], found[1])
 
 
 def test_fingerprint_tells_weights_apart():
