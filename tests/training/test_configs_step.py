@@ -1,5 +1,8 @@
 """Every config takes a training step: its own layers, objective and optimizer, at a toy width."""
 
+import functools
+import json
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -12,6 +15,8 @@ from crate_jax.training import optim
 from crate_jax.training import step as steps
 from tests.test_config import CONFIGS, load
 
+# One step is run of each program: its speed does not matter, that of the compiler does.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 BY_NAME = {path.stem: path for path in CONFIGS}
 ARGUMENTS = [(name, "") for name in BY_NAME] + [
     ("imagenet_b", "model=vit"),
@@ -47,6 +52,8 @@ def toy(config):
         c.model.decoder_depth = 1
     if c.model.classes:
         c.model.classes = 4
+    c.optimizer.learning_rate, c.optimizer.weight_decay = 1e-3, 0.1
+    c.optimizer.warmup, c.optimizer.end_factor = "0 steps", 0.0
     return c
 
 
@@ -62,9 +69,10 @@ def test_builds_abstractly_at_full_size(name, argument):
         assert model.image_size == (config.data.image_size,) * 2
 
 
-@pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
-def test_takes_a_step(name, argument):
-    c = toy(load(BY_NAME[name]).get_config(argument or None))
+@functools.cache
+def stepped(text):
+    """What a step of a toy config does; configs that differ in size and rates alone share it."""
+    c = ml_collections.ConfigDict(json.loads(text), type_safe=False)
     model = variants.from_dict(c.model.to_dict())
     definition, params = base.split(variants.build(model, 0, dtype=c.dtype, remat=c.remat))
     fixed = variants.FAMILIES[model.family][1].fixed
@@ -76,12 +84,23 @@ def test_takes_a_step(name, argument):
         "label": jnp.arange(4, dtype=jnp.int32),
     }
     state = steps.initial(optimizer, params, steps.figure_names(c))
-    updated, state = jax.jit(step)(params, state, batch)
-    values = steps.read_sums(state)
-    assert np.isfinite(values["train/loss"])
-    assert int(state["bad_step"]) == -1
-    assert set(values) == {"train/loss", *(f"train/{n}" for n in steps.figure_names(c))}
+    compiled = jax.jit(step).lower(params, state, batch).compile(QUICK)
+    updated, state = compiled(params, state, batch)
     moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), params, updated)
     still = {path[0].key for path, m in jax.tree_util.tree_leaves_with_path(moved) if not m}
-    assert still == set(fixed)
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(updated))
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(updated)}
+    return steps.read_sums(state), int(state["bad_step"]), still, dtypes
+
+
+@pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
+def test_takes_a_step(name, argument):
+    c = toy(load(BY_NAME[name]).get_config(argument or None))
+    keys = ("model", "optimizer", "dtype", "remat", "label_smoothing")
+    keys += ("mixup", "cutmix", "mixup_switch")
+    text = json.dumps({key: configuration.plain(c)[key] for key in keys}, sort_keys=True)
+    values, bad_step, still, dtypes = stepped(text)
+    assert bad_step == -1
+    assert np.isfinite(values["train/loss"])
+    assert set(values) == {"train/loss", *(f"train/{n}" for n in steps.figure_names(c))}
+    assert still == set(variants.FAMILIES[c.model.family][1].fixed)
+    assert dtypes == {jnp.dtype("float32")}
