@@ -9,6 +9,8 @@ import contextlib
 import hashlib
 import os
 import socket
+import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,9 +43,10 @@ def start(
         process_id: this one, from 0.
         timeout: seconds to wait for all of them.
 
+    Where not all processes join in time, the process ends with a message and status 2.
+
     Raises:
         ValueError: where the flags do not fit together or do not tell enough.
-        ProcessFailed: where not all processes joined in time.
     """
     given = (coordinator_address, num_processes, process_id)
     if mode == "off" and any(value is not None for value in given):
@@ -52,26 +55,38 @@ def start(
     several = any(value is not None for value in given) or int(tasks) > 1
     if mode == "off" or (mode == "auto" and not several):
         return
+    # JAX ends the process by an abort when its own limit is over; ours comes first, with a message.
+    watchdog = threading.Timer(timeout, _give_up, (timeout, process_id, coordinator_address))
+    watchdog.daemon = True
+    watchdog.start()
     try:
         jax.distributed.initialize(
-            coordinator_address, num_processes, process_id, initialization_timeout=timeout
+            coordinator_address, num_processes, process_id, initialization_timeout=timeout + 60
         )
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"--distributed: {error} Outside TPU pods, Slurm and MPI give --coordinator_address="
             "HOST:PORT of process 0, --num_processes=N and --process_id=0 ... N-1"
         ) from error
-    except RuntimeError as error:
-        raise ProcessFailed(
-            f"not all processes joined within {timeout} s (this is process {process_id}, "
-            f"coordinator {coordinator_address}): {str(error).splitlines()[0]} Start all of them, "
-            "check that they reach the address, or raise --initialization_timeout"
-        ) from error
+    finally:
+        watchdog.cancel()
     print(
         f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}: "
         f"{jax.local_device_count()} of {jax.device_count()} devices",
         flush=True,
     )
+
+
+def _give_up(timeout: int, process_id: int | None, address: str | None) -> None:
+    """Ends this process, which waits within JAX for the others and cannot be told otherwise."""
+    known = "" if process_id is None else f" (this is process {process_id}, coordinator {address})"
+    print(
+        f"\nerror: not all processes joined within {timeout} s{known}. Start all of them, check "
+        "that they reach the coordinator, or raise --initialization_timeout",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(2)
 
 
 def check_equal(**values: Any) -> None:

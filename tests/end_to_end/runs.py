@@ -93,3 +93,9 @@ def checkpoint_steps(workdir):
 def losses(workdir):
     """The training loss by step."""
     return {line["step"]: line["train/loss"] for line in metrics(workdir) if "train/loss" in line}
+
+
+def losses_of(loop, config, workdir):
+    """Trains in this process; the training loss by step."""
+    assert loop.train(config, workdir) == 0
+    return losses(workdir)

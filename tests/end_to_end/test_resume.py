@@ -18,10 +18,6 @@ def uninterrupted(tmp_path_factory):
     return workdir
 
 
-def losses(workdir):
-    return [line["train/loss"] for line in runs.metrics(workdir) if "train/loss" in line]
-
-
 def test_killed_terminated_and_damaged_run_equals_uninterrupted(uninterrupted, tmp_path):
     status, _ = runs.interrupt(tmp_path, signal.SIGKILL, 7, config=CONFIG)
     assert status == -signal.SIGKILL
@@ -63,15 +59,3 @@ def test_another_config_is_refused_with_the_difference(uninterrupted):
     assert done.returncode == 2
     assert "optimizer.learning_rate: 0.001 -> 0.5" in done.stderr
     assert {p.name for p in pathlib.Path(uninterrupted).iterdir()} == before
-
-
-def test_eight_devices_and_accumulation_give_the_same_curve(uninterrupted, tmp_path):
-    curve = losses(uninterrupted)
-    for name, devices, extra in (
-        ("devices", 8, ()),
-        ("fsdp", 8, ("--config.fsdp=4",)),
-        ("accumulation", 2, ("--config.accumulate=4",)),
-    ):
-        runs.run(tmp_path / name, *extra, config=CONFIG, devices=devices)
-        other = losses(tmp_path / name)
-        assert other == pytest.approx(curve, rel=2e-4), name

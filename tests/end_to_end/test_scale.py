@@ -23,7 +23,7 @@ def many(jobs):
     """Runs [workdir, config, devices, changes] one after the other on eight forced devices."""
     command = [sys.executable, "-m", "tests.end_to_end.many_devices", json.dumps(jobs)]
     done = subprocess.run(
-        command, cwd=runs.ROOT, env=runs.environment(8), capture_output=True, text=True, timeout=400
+        command, cwd=runs.ROOT, env=runs.environment(8), capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -34,11 +34,8 @@ def test_devices_fsdp_and_accumulation_give_the_same_curve(images, tmp_path):
     config = f"tests/end_to_end/folder_config.py:root={images},steps="
     names = {
         "one": (1, {}),
-        "two": (2, {}),
-        "eight": (8, {}),
         "fsdp": (8, {"fsdp": 4}),
-        "accumulation": (2, {"accumulate": 4}),
-        "remat": (1, {"remat": "full"}),
+        "accumulation": (2, {"accumulate": 4, "remat": "full"}),
     }
     jobs = [[str(tmp_path / n), f"{config}{STEPS}", d, c] for n, (d, c) in names.items()]
     moved = tmp_path / "moved"

@@ -1,0 +1,106 @@
+"""Every config takes a training step: its own layers, objective and optimizer, at a toy width."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from crate_jax import config as configuration
+from crate_jax.models import base, variants
+from crate_jax.training import optim
+from crate_jax.training import step as steps
+from tests.test_config import CONFIGS, load
+
+# One step is run of each program: its speed does not matter, that of the compiler does.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+BY_NAME = {path.stem: path for path in CONFIGS}
+ARGUMENTS = [(name, "") for name in BY_NAME] + [
+    ("imagenet_b", "model=vit"),
+    ("imagenet_b", "attention=mhsa"),
+    ("imagenet_b", "nonlinearity=mlp"),
+    ("imagenet_b", "nonlinearity=ista-soft-threshold"),
+    ("finetune_imagenet", "model=crate-alpha-b16"),
+]
+# Of full size, built from shapes alone: every argument that a docstring names.
+MORE = [
+    *(
+        (f"imagenet_{size}", twin)
+        for size in "tsbl"
+        for twin in ("model=vit", "attention=mhsa", "nonlinearity=mlp")
+    ),
+    *((f"imagenet21k_{size}", twin) for size in ("s8", "b8") for twin in ("model=vit",)),
+    ("imagenet21k_s8", "attention=mhsa"),
+    ("imagenet21k_s8", "nonlinearity=mlp"),
+    ("imagenet21k_s8", "nonlinearity=ista-soft-threshold"),
+    ("alpha_b", "patch=32"),
+    ("alpha_b", "patch=8"),
+    ("mae_b", "size=s16"),
+    ("finetune_cifar10", "model=crate-s8"),
+]
+
+
+def toy(config):
+    """The config with a network of one layer on images of 16 px."""
+    c = ml_collections.ConfigDict(config, type_safe=False)
+    c.model.image_size, c.model.patch_size = (16, 16), 8
+    c.model.dim, c.model.heads, c.model.head_dim, c.model.depth = 16, 2, None, 1
+    if "decoder_depth" in c.model:
+        c.model.decoder_depth = 1
+    if c.model.classes:
+        c.model.classes = 4
+    c.optimizer.learning_rate, c.optimizer.weight_decay = 1e-3, 0.1
+    c.optimizer.warmup, c.optimizer.end_factor = "0 steps", 0.0
+    return c
+
+
+@pytest.mark.parametrize(("name", "argument"), ARGUMENTS + MORE)
+def test_builds_abstractly_at_full_size(name, argument):
+    config = configuration.resolve(load(BY_NAME[name]).get_config(argument or None))
+    model = variants.from_dict(config.model.to_dict())
+    shapes = base.split(variants.abstract(model, dtype=config.dtype))[1]
+    optimizer = optim.optimizer(config.optimizer, lambda _: 1e-3)
+    state = jax.eval_shape(lambda p: steps.initial(optimizer, p), shapes)
+    assert len(jax.tree.leaves(state)) > len(jax.tree.leaves(shapes))
+    if config.data.name != "scenes":
+        assert model.image_size == (config.data.image_size,) * 2
+
+
+@functools.cache
+def stepped(text):
+    """What a step of a toy config does; configs that differ in size and rates alone share it."""
+    c = ml_collections.ConfigDict(json.loads(text), type_safe=False)
+    model = variants.from_dict(c.model.to_dict())
+    definition, params = base.split(variants.build(model, 0, dtype=c.dtype, remat=c.remat))
+    fixed = variants.FAMILIES[model.family][1].fixed
+    optimizer = optim.optimizer(c.optimizer, lambda _: c.optimizer.learning_rate, fixed)
+    step = steps.make_step(definition, steps.objective(c), optimizer, seed=0)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": jnp.array(rng.integers(0, 256, (4, 16, 16, 3), np.uint8)),
+        "label": jnp.arange(4, dtype=jnp.int32),
+    }
+    state = steps.initial(optimizer, params, steps.figure_names(c))
+    compiled = jax.jit(step).lower(params, state, batch).compile(QUICK)
+    updated, state = compiled(params, state, batch)
+    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), params, updated)
+    still = {path[0].key for path, m in jax.tree_util.tree_leaves_with_path(moved) if not m}
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(updated)}
+    return steps.read_sums(state), int(state["bad_step"]), still, dtypes
+
+
+@pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
+def test_takes_a_step(name, argument):
+    c = toy(load(BY_NAME[name]).get_config(argument or None))
+    keys = ("model", "optimizer", "dtype", "remat", "label_smoothing")
+    keys += ("mixup", "cutmix", "mixup_switch")
+    text = json.dumps({key: configuration.plain(c)[key] for key in keys}, sort_keys=True)
+    values, bad_step, still, dtypes = stepped(text)
+    assert bad_step == -1
+    assert np.isfinite(values["train/loss"])
+    assert set(values) == {"train/loss", *(f"train/{n}" for n in steps.figure_names(c))}
+    assert still == set(variants.FAMILIES[c.model.family][1].fixed)
+    assert dtypes == {jnp.dtype("float32")}
