@@ -7,6 +7,7 @@ of the README; layers count from 01, and an interval is `<name>/low` and `<name>
     val/cls_iou/RULE/HEAD/layerNN           RULE mass|area, HEAD best|mean|single
     val/cls_iou_random/RULE/HEAD/layerNN    the same network with random weights
     val/cls_iou_gain/RULE/HEAD/layerNN      the paired difference of the two
+    val/cls_iou_other/RULE/HEAD/layerNN     the same maps against another image's object
     val/cls_iou_all_ones, val/cls_iou_centre_box
     val/coding_rate/layerNN, val/sparsity/layerNN
     val/images                              how many images these figures are means of
@@ -118,6 +119,7 @@ def comparison(history: History) -> dict | None:
         return None
     names = [
         (f"this network, layer {layer}", iou_name("mass", "best", layer)),
+        ("same maps, another image's object", iou_name("mass", "best", layer, "cls_iou_other")),
         ("random weights, same layer", iou_name("mass", "best", layer, "cls_iou_random")),
         ("a centred box", "val/cls_iou_centre_box"),
         ("the whole image", "val/cls_iou_all_ones"),
@@ -130,7 +132,8 @@ def comparison(history: History) -> dict | None:
             bars.append({"name": label, "value": value, "low": low, "high": high})
     note = (
         "Best head of each image, 60 % of the attention's mass; the layer is the one that scores "
-        "highest. Whiskers are 95 % bootstrap intervals over images."
+        "highest. Against another image's object only the prior on place scores. Whiskers are 95 % "
+        "bootstrap intervals over images."
     )
     return {"bars": bars, "note": note}
 

@@ -44,7 +44,8 @@ def test_metric_names(finished):
             figures = [f"val/cls_iou/{rule}/{head}/{layer}" for head in ("best", "mean")]
             figures.append(f"val/cls_iou_gain/{rule}/best/{layer}")
             expected |= {f"{name}{end}" for name in figures for end in ("", "/low", "/high")}
-            expected |= {f"val/cls_iou_random/{rule}/{h}/{layer}" for h in ("best", "mean")}
+            for kind in ("random", "other"):
+                expected |= {f"val/cls_iou_{kind}/{rule}/{h}/{layer}" for h in ("best", "mean")}
     assert set(last) == expected
     assert last["val/images"] == 24
     training = runs.metrics(finished)[-2]
