@@ -128,7 +128,9 @@ def _find(dataset: str, data_dir: str) -> str:
 
 
 def _how_to_prepare(dataset: str, data_dir: str = "DATA_DIR") -> str:
-    name = dataset if "/" not in dataset else dataset.split("/")[0]
+    if os.path.isdir(dataset):  # DATA_DIR/NAME/VERSION
+        dataset = os.path.basename(os.path.dirname(os.path.abspath(dataset)))
+    name = dataset.split("/")[0]
     return (
         "Prepare it, on any machine with TensorFlow, by: "
         f"tfds build {name} --file_format=array_record --data_dir={data_dir}; "
