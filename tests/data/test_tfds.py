@@ -138,7 +138,7 @@ def test_mock_data_of_the_named_datasets(name, tmp_path, monkeypatch):
         monkeypatch.setattr(TfdsSource, "_open", staticmethod(lambda folder: builder))
         monkeypatch.setattr("crate_jax.data.tfds._find", lambda dataset, data_dir: str(tmp_path))
         source = TfdsSource(name, "train", tfds_split="train")
-        classes = {"cifar10": 10, "oxford_flowers102": 102, "oxford_iiit_pet": 37}
+        classes = {"cifar10": 10, "cifar100": 100, "oxford_flowers102": 102, "oxford_iiit_pet": 37}
         assert source.num_classes == classes.get(name, 1000)
         assert len(source.class_names) == source.num_classes
         assert len(source) == 3

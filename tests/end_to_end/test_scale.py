@@ -108,6 +108,7 @@ TOY = (
     "--config.evaluation.capture_images=0",
     "--config.batch_size=8",
     "--config.epochs=16",
+    "--config.optimizer.warmup=2 steps",
     "--config.log_every=1 steps",
     "--config.checkpoint_every=3 steps",
     "--config.evaluate_every=0",
