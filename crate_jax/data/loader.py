@@ -6,6 +6,8 @@ iterator is the number of batches that it has handed out. Grain supplies the shu
 and the worker processes.
 """
 
+import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -26,6 +28,7 @@ Example = dict[str, np.ndarray]
 Transform = Callable[[np.ndarray | Encoded, np.random.Generator], np.ndarray]
 
 _PREFETCHED_BATCHES = 2  # ahead of the consumer, for each worker
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 _ATTEMPTS = 100  # neighbours to try in place of an unreadable example
 
 
@@ -375,11 +378,23 @@ def _start_worker(worker_index: int, worker_count: int) -> None:
     """Runs first in every worker process."""
     del worker_index, worker_count
     cv2.setNumThreads(1)  # one core for each worker
+    _keep_freed_memory()
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group: the parent saves and stops us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # ... unless it was killed: then nobody else would end this process.
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _keep_freed_memory() -> None:
+    """Lets glibc reuse the memory of images and batches instead of asking the kernel each time.
+
+    Fresh pages cost a fault each, some 50 an image. Elsewhere than on glibc: no effect.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+            libc.mallopt(parameter, 2**30)
 
 
 def _exit_with_parent() -> None:

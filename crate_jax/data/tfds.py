@@ -46,11 +46,11 @@ class TfdsSource:
             raise ValueError(f"split must be 'train' or 'val', got {split!r}.")
         if on_corrupt not in ("error", "skip"):
             raise ValueError(f"on_corrupt must be 'error' or 'skip', got {on_corrupt!r}.")
-        import tensorflow_datasets as tfds  # a second of import that only its users pay
-
         self.dataset, self.on_corrupt = dataset, on_corrupt
         self.folder = _find(dataset, data_dir)
-        builder = tfds.builder_from_directory(self.folder)
+        import tensorflow_datasets as tfds  # a second of import that only its users pay
+
+        builder = self._open(self.folder)
         features = builder.info.features
         if not {"image", "label"} <= set(features):
             raise ValueError(
@@ -93,6 +93,12 @@ class TfdsSource:
         """A name for example `index`: the folder, the split and the number of the record."""
         return f"{self.folder} ({self.split}, record {index})"
 
+    @staticmethod
+    def _open(folder: str) -> "tfds.core.DatasetBuilder":  # noqa: F821
+        import tensorflow_datasets as tfds
+
+        return tfds.builder_from_directory(folder)
+
     def _default_split(self, split: str, available: dict) -> str:
         names = ("train",) if split == "train" else _VAL_SPLITS
         for name in names:
@@ -128,7 +134,9 @@ def _find(dataset: str, data_dir: str) -> str:
 
 
 def _how_to_prepare(dataset: str, data_dir: str = "DATA_DIR") -> str:
-    name = dataset if "/" not in dataset else dataset.split("/")[0]
+    if os.path.isdir(dataset):  # DATA_DIR/NAME/VERSION
+        dataset = os.path.basename(os.path.dirname(os.path.abspath(dataset)))
+    name = dataset.split("/")[0]
     return (
         "Prepare it, on any machine with TensorFlow, by: "
         f"tfds build {name} --file_format=array_record --data_dir={data_dir}; "

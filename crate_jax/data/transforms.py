@@ -33,6 +33,7 @@ class TrainTransform:
       flip: mirror half of the images.
       randaugment_layers: operations in a row; 0: none.
       randaugment_magnitude: 0 to 10.
+      fast_jpeg: decode JPEGs for random crops faster and less exactly (`Encoded.decode`).
     """
 
     size: int
@@ -42,6 +43,7 @@ class TrainTransform:
     flip: bool = True
     randaugment_layers: int = 0
     randaugment_magnitude: float = 9.0
+    fast_jpeg: bool = False
 
     def __post_init__(self):
         if self.crop not in ("random", "centre", "none"):
@@ -59,7 +61,9 @@ class TrainTransform:
     def __call__(self, image: np.ndarray | Encoded, rng: np.random.Generator) -> np.ndarray:
         """uint8[h, w, 3] or an encoded image -> uint8[size, size, 3]."""
         if self.crop == "random":
-            image = random_resized_crop(image, rng, self.size, self.scale)
+            image = random_resized_crop(
+                image, rng, self.size, self.scale, fast_jpeg=self.fast_jpeg
+            )
         elif self.crop == "centre":
             image = resize_centre_crop(image, self.size, self.resize)
         else:
@@ -123,6 +127,7 @@ def random_resized_crop(
     size: int,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    fast_jpeg: bool = False,
 ) -> np.ndarray:
     """A random box (`sample_crop`) resized to size x size, antialiased.
 
@@ -141,7 +146,7 @@ def random_resized_crop(
         at_least = None
         if min(h, w) >= 4 * size:
             at_least = (math.ceil(2 * height * size / h), math.ceil(2 * width * size / w))
-        image = image.decode(at_least)
+        image = image.decode(at_least, fast=fast_jpeg)
         top, h = _scaled(top, h, image.shape[0] / height)
         left, w = _scaled(left, w, image.shape[1] / width)
     box = image[top : top + h, left : left + w]

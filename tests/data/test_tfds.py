@@ -1,4 +1,5 @@
 import io
+import pathlib
 import subprocess
 import sys
 
@@ -109,6 +110,40 @@ def test_what_is_not_prepared_says_how_to_prepare_it(data_dir, dataset):
         TfdsSource(dataset, "train", data_dir=data_dir)
     assert dataset in str(error.value)
     assert f"--file_format=array_record --data_dir={data_dir}" in str(error.value)
+
+
+def test_other_file_formats_are_refused_with_the_command_that_helps(data_dir, tmp_path):
+    """A dataset prepared without --file_format=array_record cannot be read at random."""
+    source, folder = pathlib.Path(data_dir, "tiny", "1.2.0"), tmp_path / "tiny" / "1.2.0"
+    folder.mkdir(parents=True)
+    for path in source.iterdir():
+        copy = folder / path.name.replace("array_record", "tfrecord")
+        copy.write_bytes(path.read_bytes().replace(b'"array_record"', b'"tfrecord"'))
+    with pytest.raises(ValueError) as error:
+        TfdsSource("tiny", "train", data_dir=str(tmp_path))
+    assert "is not random-access" in str(error.value)
+    assert "tfds build tiny --file_format=array_record" in str(error.value)
+    with pytest.raises(ValueError, match="tfds build tiny --file_format=array_record"):
+        TfdsSource(str(folder), "train")
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar10", "oxford_flowers102", "oxford_iiit_pet", "imagenet2012"]
+)
+def test_mock_data_of_the_named_datasets(name, tmp_path, monkeypatch):
+    """Their own features and class names, with TFDS's mock data in place of records."""
+    pytest.importorskip("tensorflow", reason="TFDS makes mock images with TensorFlow")
+    with tfds.testing.mock_data(num_examples=3):
+        builder = tfds.builder(name, data_dir=str(tmp_path))
+        monkeypatch.setattr(TfdsSource, "_open", staticmethod(lambda folder: builder))
+        monkeypatch.setattr("crate_jax.data.tfds._find", lambda dataset, data_dir: str(tmp_path))
+        source = TfdsSource(name, "train", tfds_split="train")
+        classes = {"cifar10": 10, "cifar100": 100, "oxford_flowers102": 102, "oxford_iiit_pet": 37}
+        assert source.num_classes == classes.get(name, 1000)
+        assert len(source.class_names) == source.num_classes
+        assert len(source) == 3
+        assert source[1]["image"].ndim == 3
+        assert 0 <= source[1]["label"] < source.num_classes
 
 
 def test_features_must_be_image_and_label(data_dir, tmp_path):

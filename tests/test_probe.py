@@ -1,0 +1,94 @@
+"""The probes against closed forms and plain NumPy, and once through the command line."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from crate_jax import probe
+from tests.end_to_end import runs
+
+
+@pytest.fixture(scope="module")
+def clusters():
+    """Three classes about three directions, with outliers."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(3, 8))
+    labels = rng.integers(0, 3, 150)
+    x = (centres[labels] + 0.9 * rng.normal(size=(150, 8))).astype(np.float32)
+    return x[:120], labels[:120], x[120:], labels[120:]
+
+
+def test_nearest_neighbours_are_dinos(clusters):
+    x, y, queries, _ = clusters
+    got = probe.nearest_neighbours(x, y, queries, k=7, chunk=11)
+    unit = [a / np.linalg.norm(a, axis=1, keepdims=True) for a in (queries, x)]
+    cosines = unit[0].astype(np.float64) @ unit[1].T.astype(np.float64)
+    for row, query in enumerate(cosines):
+        votes = np.zeros(3)
+        for neighbour in np.argsort(-query)[:7]:
+            votes[y[neighbour]] += np.exp(query[neighbour] / 0.07)
+        assert got[row] == votes.argmax()
+
+
+def test_one_neighbour_of_the_training_set_is_itself(clusters):
+    x, y, _, _ = clusters
+    np.testing.assert_array_equal(probe.nearest_neighbours(x, y, x, k=1), y)
+
+
+def test_linear_probe_reaches_the_stationary_point(clusters):
+    """At the minimum the mean residual of every class is zero, since the bias is not penalised."""
+    x, y, _, _ = clusters
+    z = (x - x.mean(0)) / (x.std(0) + 1e-6)
+    weights = {}
+    minimize = probe.scipy.optimize.minimize
+
+    def spy(*args, **kwargs):
+        found = minimize(*args, **kwargs)
+        weights["w"] = found.x.reshape(9, 3)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe.scipy.optimize, "minimize", spy)
+        _, strength = probe.linear_probe(x, y, x, l2=(1e-2,), steps=500)
+    assert strength == 1e-2
+    w = weights["w"]
+    logits = z @ w[:-1] + w[-1]
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    residual = p / p.sum(1, keepdims=True) - np.eye(3)[y]
+    np.testing.assert_allclose(residual.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(z.T @ residual / len(z) + 1e-2 * w[:-1], 0, atol=1e-4)
+
+
+def test_linear_probe_beats_chance_and_chooses_a_strength(clusters):
+    x, y, queries, truth = clusters
+    predicted, strength = probe.linear_probe(x, y, queries)
+    assert np.mean(predicted == truth) > 0.6
+    assert strength in probe.L2
+
+
+def test_command_line(tmp_path):
+    runs.run(tmp_path / "run", config=f"{runs.TINY}:4")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "crate_jax.probe",
+            f"--checkpoint={tmp_path / 'run'}",
+            f"--config={runs.TINY}:4",
+            "--config.data.scenes.train_length=64",
+            f"--out={tmp_path / 'probe.json'}",
+        ],
+        cwd=runs.ROOT,
+        env=runs.environment(2),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "probe.json").read_text())
+    assert (scores["train_images"], scores["images"]) == (64, 24)
+    assert 0 <= scores["knn_top1"] <= 1
+    assert f"{scores['linear_top1']:.4f}" in done.stdout
