@@ -61,9 +61,7 @@ class TrainTransform:
     def __call__(self, image: np.ndarray | Encoded, rng: np.random.Generator) -> np.ndarray:
         """uint8[h, w, 3] or an encoded image -> uint8[size, size, 3]."""
         if self.crop == "random":
-            image = random_resized_crop(
-                image, rng, self.size, self.scale, fast_jpeg=self.fast_jpeg
-            )
+            image = random_resized_crop(image, rng, self.size, self.scale, fast_jpeg=self.fast_jpeg)
         elif self.crop == "centre":
             image = resize_centre_crop(image, self.size, self.resize)
         else:

@@ -121,7 +121,6 @@ class Evaluator:
         self.capture_images, self.skipped = capture_images, []
         self._plain = make_measure(definition, mesh, capture=False, masks=False, keep=keep)
         self._full = make_measure(definition, mesh, capture=True, masks=masks, keep=keep)
-        self._random: dict[str, float] | None = None
         self._random_images: Arrays | None = None
 
     def compile(self, params: Any, batch: Arrays) -> None:
@@ -197,33 +196,35 @@ class Evaluator:
             Interrupted: where `stop` said so.
         """
         images = self.measure(params, stop=stop)
-        metrics = summarise(images)
+        metrics = means(images)
         if self.skipped:
             metrics["val/skipped_images"] = len(self.skipped)
-        if self.masks and random_params is not None:
-            if self._random is None:
+        if not self.masks:
+            return metrics
+        rows = iou_rows(images, "val/cls_iou")
+        if random_params is not None:
+            if self._random_images is None:
                 self._random_images = self.measure(random_params(), capture_only=True, stop=stop)
-                self._random = cls_iou_metrics(self._random_images, "val/cls_iou_random")
-            metrics |= self._random
-            metrics |= gain_metrics(images, self._random_images)
-        return metrics
+            random = self._random_images
+            metrics |= _row_means(iou_rows(random, "val/cls_iou_random"))
+            rows |= gain_rows(images, random)
+        return metrics | _row_means(rows) | _row_intervals(rows)
 
 
-def summarise(images: Arrays) -> dict[str, float]:
+def means(images: Arrays) -> dict[str, float]:
     """Means over images of what `Evaluator.measure` returns, by metric name."""
     scores = [name for name in ("loss", "top1", "top5") if name in images]
     metrics = {f"val/{name}": _mean(images[name]) for name in scores}
     metrics["val/images"] = len(images["loss"])
     for kind in ("coding_rate", "sparsity"):
         if kind in images:
-            metrics |= _by_layer(f"val/{kind}", images[kind].T)
+            metrics |= _row_means(_by_layer(f"val/{kind}", images[kind].T))
     if "mass" in images:
-        metrics |= cls_iou_metrics(images, "val/cls_iou", intervals=True)
         others = {rule: images[f"other_{rule}"] for rule in RULES}
         paired = np.isfinite(others["mass"]).all(axis=(1, 2))
         if paired.any():
             others = {rule: values[paired] for rule, values in others.items()}
-            metrics |= cls_iou_metrics(others, "val/cls_iou_other")
+            metrics |= _row_means(iou_rows(others, "val/cls_iou_other"))
         for name in ("all_ones", "centre_box"):
             metrics[f"val/cls_iou_{name}"] = _mean(images[name])
         # A mask of everything has the object's share of the image as its IoU.
@@ -231,23 +232,23 @@ def summarise(images: Arrays) -> dict[str, float]:
     return metrics
 
 
-def cls_iou_metrics(images: Arrays, prefix: str, intervals: bool = False) -> dict[str, float]:
-    """PREFIX/RULE/HEAD/layerNN: mean IoU over images, of the best head in each and of all heads."""
-    metrics = {}
+def iou_rows(images: Arrays, prefix: str) -> dict[str, np.ndarray]:
+    """PREFIX/RULE/HEAD/layerNN: f64[images], IoU of the best head in each and of all heads."""
+    rows = {}
     for rule in RULES:
         scores = scoring.head_scores(np.moveaxis(images[rule], 0, 1))
         for head in ("best", "mean"):
-            metrics |= _by_layer(f"{prefix}/{rule}/{head}", scores[head], intervals)
-    return metrics
+            rows |= _by_layer(f"{prefix}/{rule}/{head}", scores[head])
+    return rows
 
 
-def gain_metrics(images: Arrays, random_images: Arrays) -> dict[str, float]:
+def gain_rows(images: Arrays, random_images: Arrays) -> dict[str, np.ndarray]:
     """val/cls_iou_gain/RULE/best/layerNN: trained minus random weights, paired by image."""
-    metrics = {}
+    rows = {}
     for rule in RULES:
         trained, random = (x[rule].max(axis=-1).astype(np.float64) for x in (images, random_images))
-        metrics |= _by_layer(f"val/cls_iou_gain/{rule}/best", (trained - random).T, True)
-    return metrics
+        rows |= _by_layer(f"val/cls_iou_gain/{rule}/best", (trained - random).T)
+    return rows
 
 
 def _partner(batch: int) -> int:
@@ -260,14 +261,24 @@ def layer_name(index: int) -> str:
     return f"layer{index + 1:02d}"
 
 
-def _by_layer(prefix: str, values: np.ndarray, intervals: bool = False) -> dict[str, float]:
-    """Means of f[layers, images] as PREFIX/layerNN, with /low and /high where asked for."""
-    names = [f"{prefix}/{layer_name(index)}" for index in range(len(values))]
-    metrics = {name: _mean(row) for name, row in zip(names, values, strict=True)}
-    if intervals:
-        for name, low, high in zip(names, *scoring.bootstrap_interval(values), strict=True):
-            metrics |= {f"{name}/low": float(low), f"{name}/high": float(high)}
-    return metrics
+def _by_layer(prefix: str, values: np.ndarray) -> dict[str, np.ndarray]:
+    """f[layers, images] as rows PREFIX/layerNN."""
+    return {f"{prefix}/{layer_name(index)}": row for index, row in enumerate(values)}
+
+
+def _row_means(rows: dict[str, np.ndarray]) -> dict[str, float]:
+    return {name: _mean(row) for name, row in rows.items()}
+
+
+def _row_intervals(rows: dict[str, np.ndarray]) -> dict[str, float]:
+    """NAME/low and NAME/high of every row; one set of draws serves all."""
+    low, high = scoring.bootstrap_interval(np.stack(list(rows.values())))
+    ends = {"low": low, "high": high}
+    return {
+        f"{name}/{end}": float(values[index])
+        for index, name in enumerate(rows)
+        for end, values in ends.items()
+    }
 
 
 def _mean(values: np.ndarray) -> float:
