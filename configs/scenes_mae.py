@@ -13,14 +13,14 @@ def get_config(arg=None):
     """The config; no arguments."""
     configuration.arguments(arg)
     c = configuration.default()
-    c.steps = 3000
+    c.steps = 1500
     c.batch_size = 64
     c.model = configuration.model(
         "crate-mae-testing", patch_size=4, dim=128, heads=4, depth=4, decoder_depth=2
     )
     c.data.image_size = 32
-    c.evaluate_every = "1000 steps"
-    c.checkpoint_every = "500 steps"
+    c.evaluate_every = "500 steps"
+    c.checkpoint_every = "250 steps"
     c.log_every = "50 steps"
     c.evaluation.capture_images = 512
     c.optimizer.learning_rate = 1e-3

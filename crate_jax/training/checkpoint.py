@@ -140,6 +140,9 @@ class Checkpoints:
                 step,
             )
             self._drop_manager()
+            # Threads of the save that was given up may still write to its temporary directory:
+            # that is cleaned up when the run is next started, not now.
+            self._options = dataclasses.replace(self._options, cleanup_tmp_directories=False)
             return False
         return True
 

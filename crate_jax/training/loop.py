@@ -73,7 +73,9 @@ def train(
     directory = pathlib.Path(directory).absolute()
     with distributed.together("opening the data"):
         data = inputs.open_data(config, model_config)
-        weights = pretrained.read(config.init_from, model_config) if config.init_from else {}
+        fresh = config.init_from and not checkpoint.complete_steps(directory)
+        weights = pretrained.read(config.init_from, model_config) if fresh else {}
+        figures.check_wandb(config.wandb)
     distributed.check_equal(
         config=configuration.plain(config),
         training_images=len(data.train),
@@ -136,7 +138,8 @@ def train(
         params = pretrained.replace(params, weights)
     else:
         start, params, training = restored.step, restored.params, restored.training
-        batches.set_state(restored.input)
+        # Each process knows the corrupt images that it met itself; the saved ones are process 0's.
+        batches.set_state(restored.input | ({} if writer else {"skipped": []}))
         say(f"resumed  after step {start} of {plan.total}")
     metrics = figures.MetricsFile(directory / "metrics.jsonl", start, writer)
     boards = (
@@ -194,6 +197,8 @@ def train(
         done = not (start and due(start, plan.evaluate)) or metrics.has(start, "val/loss")
         if not distributed.all_true(done):
             evaluate_now(start)
+            if stop.within_step():
+                return stop.status
         for step in range(start + 1, plan.total + 1):
             with watch.waiting():
                 batch = next(batches)

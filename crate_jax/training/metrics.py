@@ -120,9 +120,6 @@ class WeightsAndBiases:
         directory: the run's workdir, whose path and config tell runs apart.
         config: what the run is, nested dictionaries.
         enabled: False does nothing.
-
-    Raises:
-        ValueError: where a project is named and the package is not installed.
     """
 
     def __init__(
@@ -131,13 +128,8 @@ class WeightsAndBiases:
         self._run = None
         if not project or not enabled:
             return
-        try:
-            import wandb
-        except ImportError as error:
-            raise ValueError(
-                f"config.wandb={project!r}: expected the package wandb; install it with "
-                'pip install "crate-jax[wandb]", or set config.wandb=""'
-            ) from error
+        import wandb
+
         identity = json.dumps([str(directory), config], sort_keys=True)
         self._run = wandb.init(
             project=project,
@@ -160,6 +152,18 @@ class WeightsAndBiases:
         """Sends what is left."""
         if self._run:
             self._run.finish()
+
+
+def check_wandb(project: str) -> None:
+    """Raises ValueError where a project is named and the package wandb is not installed."""
+    if project:
+        try:
+            import wandb  # noqa: F401
+        except ImportError as error:
+            raise ValueError(
+                f"config.wandb={project!r}: expected the package wandb; install it with "
+                'pip install "crate-jax[wandb]", or set config.wandb=""'
+            ) from error
 
 
 class Profile:
