@@ -134,4 +134,5 @@ def test_imagenet_b_killed_on_eight_devices_resumes_on_two(images, tmp_path):
     assert reached - resumed <= 6
     whole, killed = (runs.losses(tmp_path / name) for name in ("whole", "killed"))
     assert len(whole) == 48
-    assert killed == pytest.approx(whole, rel=2e-4)
+    # The recipe computes in bfloat16 (2^-9 = 2e-3), and Lion takes signs of what was rounded.
+    assert killed == pytest.approx(whole, rel=1e-3)
