@@ -53,7 +53,7 @@ def test_a_config_dict_opens_scenes():
     assert source[3]["image"].shape == (64, 64, 3)
     assert data.transform(config, "val") is None
     transform = data.transform(config, "train")
-    assert transform == TrainTransform(64, crop="none")
+    assert transform == TrainTransform(64, crop="none", fast_jpeg=True)
     image = source[3]["image"]
     assert transform(image, np.random.default_rng(0)).shape == image.shape
 

@@ -137,3 +137,10 @@ def test_reduced_decoding_keeps_at_least_the_asked_size():
         assert decoded.shape[1] >= width
     assert image.decode(at_least=(200, 300)).shape == (200, 300, 3)
     assert image.decode(at_least=(201, 300)).shape == (400, 600, 3)
+
+
+def test_fast_decoding_is_nearly_the_same(picture):
+    image = Encoded(encode(picture, "JPEG", quality=90), "x.jpg")
+    exact, fast = (image.decode(fast=f).astype(int) for f in (False, True))
+    assert fast.shape == exact.shape
+    assert 0 < np.abs(fast - exact).mean() < 3
