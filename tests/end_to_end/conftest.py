@@ -1,9 +1,9 @@
-"""One cache of compiled programs for the runs within the test process, as `runs` has for others."""
+"""JPEGs to train on, and one cache of compiled programs for the runs within the test process."""
 
 import jax
 import pytest
 
-from tests.end_to_end import runs
+from tests.end_to_end import pictures, runs
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -19,3 +19,9 @@ def compilation_cache():
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of class folders."""
+    return pictures.write(tmp_path_factory.mktemp("images"))

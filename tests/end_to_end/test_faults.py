@@ -29,11 +29,6 @@ STEPS, EVERY = 12, 4  # steps of the run and between checkpoints
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return pictures.write(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
 def unharmed(images, tmp_path_factory):
     """The workdir of a run that nothing befell."""
     workdir = tmp_path_factory.mktemp("unharmed")

@@ -33,11 +33,6 @@ def imagenet_b(root, **changes):
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return pictures.write(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
 def trained(images, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("trained")
     assert loop.train(imagenet_b(images), workdir) == 0

@@ -15,11 +15,6 @@ STEPS = 12
 CONFIG = "tests/end_to_end/folder_config.py"
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return pictures.write(tmp_path_factory.mktemp("images"))
-
-
 def free_port():
     with contextlib.closing(socket.socket()) as s:
         s.bind(("localhost", 0))
