@@ -4,7 +4,7 @@
 
 32 x 32 px in patches of 4, width 128, 4 layers of 4 heads; garments of 19 to 27 px that cover a
 quarter of the image, tinted, anywhere on photographs; 76,000 scenes, each seen once. On two CPU
-cores it takes about five minutes; what to expect is in the README.
+cores it takes about six minutes; what to expect is in the README.
 
 Chosen for learning quickly, and different from the papers' recipes: AdamW at 1e-3 with b2 0.95 and
 batches of 32, and ISTA's step size eta is 0.3 where the papers have 0.1 (after 12,000 images of

@@ -9,7 +9,7 @@ lattice direction, and the result is read back. Splat and blur are sparse matric
 per image and shared by its masks and iterations.
 
 The filter is the approximation that the reference C++ library (pydensecrf) makes, so the masks
-are the same; that library no longer builds on Python 3.13.
+are the same; its release 1.1 does not build on Python 3.13.
 """
 
 from dataclasses import dataclass
