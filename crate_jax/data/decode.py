@@ -99,7 +99,7 @@ class Encoded:
 
 def read(path: str) -> Encoded:
     """Reads an image file without decoding it; raises OSError naming the path."""
-    with open(path, "rb") as file:
+    with open(path, "rb", buffering=0) as file:
         return Encoded(file.read(), path)
 
 

@@ -6,6 +6,7 @@
 Classes are numbered in the sorted order of their folders' names, as everywhere.
 """
 
+import bisect
 import os
 
 import numpy as np
@@ -69,7 +70,7 @@ class Folder:
         per_class = [self._images(name) for name in self.class_names]
         if val_fraction:
             per_class = [self._part(k, names, val_fraction) for k, names in enumerate(per_class)]
-        self._ends = np.cumsum([len(names) for names in per_class])
+        self._ends = np.cumsum([len(names) for names in per_class]).tolist()
         # One string for all names: a million Python strings would weigh 100 MB in every worker.
         lengths = [len(os.fsencode(name)) for names in per_class for name in names]
         self._name_ends = np.cumsum(lengths)
@@ -109,7 +110,7 @@ class Folder:
         return os.path.join(self._folder, self.class_names[self._label(index)], name)
 
     def _label(self, index: int) -> np.int32:
-        return np.int32(np.searchsorted(self._ends, index, side="right"))
+        return np.int32(bisect.bisect_right(self._ends, index))
 
     def _find_split(self, val_fraction: float) -> tuple[str, str | None]:
         """The folder of class folders, and that of the other split if there is one."""

@@ -20,9 +20,11 @@ import cv2
 import grain
 import numpy as np
 from absl import flags, logging
+from grain.experimental import index_shuffle
 
 from crate_jax.data import randomness
 from crate_jax.data.decode import CorruptImage, Encoded
+from crate_jax.data.shared_batches import Borrower, Lender, Lent
 
 Example = dict[str, np.ndarray]
 Transform = Callable[[np.ndarray | Encoded, np.random.Generator], np.ndarray]
@@ -67,12 +69,12 @@ class TrainIterator(Iterator[Example]):
         self._source, self._make_batch, self._workers = source, make_batch, workers
         self.batches = 0
         self.skipped: list[int] = []
-        self._prefetched: Iterator[Example] | None = None
+        self._prefetched: _Prefetched | None = None
 
     def __next__(self) -> Example:
         if self._prefetched is None:
-            self._prefetched = _prefetch(self._make_batch, self.batches, self._workers)
-        batch = _next(self._prefetched)
+            self._prefetched = _Prefetched(self._make_batch, self.batches, self._workers)
+        batch = next(self._prefetched)
         self.batches += 1
         for index in batch.pop("replaced").tolist():
             if index >= 0 and index not in self.skipped:
@@ -202,13 +204,9 @@ def eval_batches(
 
 
 def _iterate(make_batch: "_EvalBatches", workers: int) -> Iterator[Example]:
-    prefetched = _prefetch(make_batch, 0, workers)
+    prefetched = _Prefetched(make_batch, 0, workers)
     try:
-        while True:
-            try:
-                yield _next(prefetched)
-            except StopIteration:
-                return
+        yield from prefetched
     finally:
         prefetched.close()
 
@@ -243,8 +241,7 @@ class _TrainBatches(_Batches):
         if self.examples >= 2**31:
             raise ValueError(f"At most 2^31 - 1 examples can be shuffled, got {self.examples}.")
         # Grain's own seed has 32 bits
-        shuffle_seed = int(np.random.SeedSequence(self.seed).generate_state(1)[0])
-        self._order = grain.MapDataset.range(self.examples).shuffle(seed=shuffle_seed).repeat()
+        self._shuffle_seed = int(np.random.SeedSequence(self.seed).generate_state(1)[0])
 
     def __len__(self) -> int:
         return sys.maxsize // self.batch_size
@@ -253,12 +250,18 @@ class _TrainBatches(_Batches):
         start = batch * self.batch_size + self.offset
         examples, replaced = [], []
         for position in range(start, start + self.local):
-            example, skipped = self._readable(self._order[position], position // self.examples)
+            epoch, within = divmod(position, self.examples)
+            example, skipped = self._readable(self._shuffled(epoch, within), epoch)
             examples.append(example)
             replaced.append(skipped)
         assert_no_backend()
         stacked = {name: _stack(examples, name) for name in ("image", "label", "index")}
         return stacked | {"replaced": np.array(replaced, np.int64)}
+
+    def _shuffled(self, epoch: int, position: int) -> int:
+        """As `MapDataset.range(examples).shuffle(seed)` of Grain orders its epochs."""
+        seed = (self._shuffle_seed + epoch) % 2**32
+        return index_shuffle(position, max_index=self.examples - 1, seed=seed, rounds=4)
 
     def _readable(self, index: int, epoch: int) -> tuple[Example, int]:
         """The example, or the next readable one; and the index that it replaces, or -1."""
@@ -312,7 +315,7 @@ class _EvalBatches(_Batches):
         raise CorruptImage("Not one image of the dataset can be decoded.")
 
 
-def _stack(examples: list[Example], name: str) -> np.ndarray:
+def _stack(examples: list[Example], name: str) -> np.ndarray | Lent:
     values = [example[name] for example in examples]
     shapes = [np.shape(value) for value in values]
     odd = [i for i, shape in enumerate(shapes) if shape != shapes[0]]
@@ -322,7 +325,7 @@ def _stack(examples: list[Example], name: str) -> np.ndarray:
             f"{shapes[0]}, example {examples[odd[0]]['index']} has {shapes[odd[0]]}. Give a "
             "transform that crops or resizes to one size."
         )
-    return np.stack(values)
+    return np.stack(values) if _lender is None else _lender.stack(values)
 
 
 def _local_batch_size(batch_size: int, process_index: int, process_count: int) -> int:
@@ -343,35 +346,44 @@ def _check_workers(workers: int) -> int:
     return workers
 
 
-def _prefetch(make_batch: _Batches, start: int, workers: int) -> Iterator[Example]:
+class _Prefetched(Iterator[Example]):
     """Batches start, start + 1, ... in order, made ahead in a thread or in worker processes."""
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which notebooks never parse
-    in_process = workers == 0
-    options = grain.ReadOptions(
-        num_threads=1 if in_process else 0,
-        prefetch_buffer_size=_PREFETCHED_BATCHES if in_process else 0,
-    )
-    dataset = grain.MapDataset.source(make_batch)[start:].to_iter_dataset(options)
-    if not in_process:
-        dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(workers, per_worker_buffer_size=_PREFETCHED_BATCHES),
-            worker_init_fn=_start_worker,
+
+    def __init__(self, make_batch: _Batches, start: int, workers: int):
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which notebooks never parse
+        in_process = workers == 0
+        options = grain.ReadOptions(
+            num_threads=1 if in_process else 0,
+            prefetch_buffer_size=_PREFETCHED_BATCHES if in_process else 0,
         )
-    return iter(dataset)
+        dataset = grain.MapDataset.source(make_batch)[start:].to_iter_dataset(options)
+        if not in_process:
+            dataset = dataset.mp_prefetch(
+                grain.MultiprocessingOptions(workers, per_worker_buffer_size=_PREFETCHED_BATCHES),
+                worker_init_fn=_start_worker,
+            )
+        self._iterator = iter(dataset)
+        self._borrower = Borrower()
+
+    def __next__(self) -> Example:
+        try:
+            batch = next(self._iterator)
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            raise WorkerDied(
+                f"A data worker died ({error}) No batch was lost. Exit code -9 most often means "
+                "that the machine ran out of memory: use fewer workers or a smaller batch, then "
+                "run again with the same workdir to continue from the last checkpoint."
+            ) from error
+        return {name: self._borrower.open(value) for name, value in batch.items()}
+
+    def close(self) -> None:
+        self._iterator.close()
 
 
-def _next(prefetched: Iterator[Example]) -> Example:
-    try:
-        return next(prefetched)
-    except RuntimeError as error:
-        if "terminated unexpectedly" not in str(error):
-            raise
-        raise WorkerDied(
-            f"A data worker died ({error}) No batch was lost. Exit code -9 most often means that "
-            "the machine ran out of memory: use fewer workers or a smaller batch, then run again "
-            "with the same workdir to continue from the last checkpoint."
-        ) from error
+_lender: Lender | None = None  # in worker processes
 
 
 def _start_worker(worker_index: int, worker_count: int) -> None:
@@ -379,6 +391,8 @@ def _start_worker(worker_index: int, worker_count: int) -> None:
     del worker_index, worker_count
     cv2.setNumThreads(1)  # one core for each worker
     _keep_freed_memory()
+    global _lender
+    _lender = Lender()
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group: the parent saves and stops us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
