@@ -1,8 +1,9 @@
 """How fast images get from the disk to the training step.
 
-    python -m benchmarks.input --write=2000 --folder=DIR      # writes the JPEGs first
-    python -m benchmarks.input --folder=DIR --workers=4
-    python -m benchmarks.input --folder=DIR --config=configs/imagenet_b.py    # and the step
+    python -m benchmarks.input                                # on JPEGs that it writes, and removes
+    python -m benchmarks.input --folder=DIR --workers=4       # on yours: DIR/train/CLASS/*.jpg
+    python -m benchmarks.input --write=2000 --folder=DIR      # writes them there, and leaves them
+    python -m benchmarks.input --config=configs/imagenet_b.py # and the step
 
 Measured is what training reads: JPEG decoding, Inception crop to 224 px, flip, batches of uint8,
 through Grain's worker processes into this one; for comparison tf.data's usual form of the same
@@ -11,7 +12,7 @@ ours and in a process of its own. Two figures each: images/s by the clock, which
 gets, and images per CPU-second of all processes together, which is what a core is worth and hardly
 depends on who else uses the machine. The first batches, in which workers start, do not count.
 
-`--write` makes 500 x 375 px JPEGs of quality 90 from crops of scikit-image's photographs with a
+What it writes are 500 x 375 px JPEGs of quality 90 from crops of scikit-image's photographs with a
 little noise (about 70 kB each; ImageNet's mean is 110 kB at 500 x 375, so expect a fifth less).
 
 With `--config` the config's training step runs on the default device on one batch that is already
@@ -25,6 +26,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 
 import cv2
@@ -41,7 +43,9 @@ def main():
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--folder", required=True, help="holds train/CLASS/*.jpg")
+    parser.add_argument(
+        "--folder", help="holds train/CLASS/*.jpg; without it: 2,000 JPEGs are written"
+    )
     parser.add_argument("--write", type=int, default=0, help="first write so many JPEGs there")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--batch-size", type=int, default=128)
@@ -54,8 +58,18 @@ def main():
     if a.only:
         print(json.dumps(PIPELINES[a.only](a)))
         return
-    if a.write:
-        write(pathlib.Path(a.folder), a.write)
+    if a.write and not a.folder:
+        parser.error("--write needs --folder, which says where")
+    with tempfile.TemporaryDirectory() as temporary:
+        if not a.folder:
+            a.folder, a.write = temporary, 2000
+        if a.write:
+            write(pathlib.Path(a.folder), a.write)
+        report(a)
+
+
+def report(a):
+    """Prints the comparison, and the limit where a config is given."""
     print(f"{a.workers} workers, batches of {a.batch_size}, {len(os.sched_getaffinity(0))} cores")
     results = compare(a)
     print(f"{'':10} {'images/s':>10} {'per CPU-second':>15}   best of {a.repeats}, in turns")
