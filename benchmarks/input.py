@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """How fast images get from the disk to the training step.
 
     python -m benchmarks.input                                # on JPEGs that it writes, and removes
@@ -32,19 +33,19 @@ import time
 import cv2
 import numpy as np
 
+from crate_jax import command_line
+
 SIZE, HEIGHT, WIDTH = 224, 375, 500
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 CLASSES = 20
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.input",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.parser("python -m benchmarks.input", __doc__)
     parser.add_argument(
-        "--folder", help="holds train/CLASS/*.jpg; without it: 2,000 JPEGs are written"
+        "--folder",
+        metavar="DIR",
+        help="holds train/CLASS/*.jpg; without it: 2,000 JPEGs are written",
     )
     parser.add_argument("--write", type=int, default=0, help="first write so many JPEGs there")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
@@ -52,9 +53,13 @@ def main():
     parser.add_argument("--batches", type=int, default=20, help="measured, of each repeat")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--exact", action="store_true", help="config.data.fast_jpeg=False")
-    parser.add_argument("--config", help="also time this config's step: FILE.py or FILE.py:ARG")
+    parser.add_argument(
+        "--config",
+        metavar=command_line.CONFIG,
+        help="also time this config's step",
+    )
     parser.add_argument("--only", choices=("grain", "tf.data"), help=argparse.SUPPRESS)
-    a = parser.parse_args()
+    a = command_line.parse(parser)
     if a.only:
         print(json.dumps(PIPELINES[a.only](a)))
         return

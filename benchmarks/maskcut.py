@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """MaskCut against the published dense path: seconds, memory and agreement.
 
     python -m benchmarks.maskcut                    # grids 28 and 60; 32, 384, 768 channels
@@ -19,12 +20,13 @@ Peak memory is measured in a fresh process that imports the package, loads the f
 `maskcut` once: the growth of its peak resident set during the call, and that peak itself.
 """
 
-import argparse
 import os
 import subprocess
 import sys
 import tempfile
 import time
+
+from crate_jax import command_line
 
 THREADS = (
     "OMP_NUM_THREADS",
@@ -37,11 +39,7 @@ PHOTOGRAPHS = ("chelsea", "coffee", "astronaut", "rocket")
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.maskcut",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.parser("python -m benchmarks.maskcut", __doc__)
     parser.add_argument("--grids", type=int, nargs="+", default=[28, 60])
     parser.add_argument("--channels", type=int, nargs="+", default=[32, 384, 768])
     parser.add_argument("--tau", type=float, default=0.15)
@@ -50,7 +48,7 @@ def main():
     parser.add_argument("--single", action="store_true", help="dense side in float32")
     parser.add_argument("--device", action="store_true", help="time the batched path instead")
     parser.add_argument("--batch", type=int, default=16, help="images per batch with --device")
-    options = parser.parse_args()
+    options = command_line.parse(parser)
     if options.device:
         time_device(options)
         return

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """How fast a config's training step runs on the default devices, input left out.
 
     python -m benchmarks.train_step --config=configs/imagenet_b.py --batch-size=256
@@ -10,35 +11,23 @@ chip's peak is known, and the device memory that the compiler plans. The batch i
 the devices already, and every step's state is donated to the next, as in training.
 """
 
-import argparse
 import importlib.util
 import statistics
 import time
 
-import jax
-import numpy as np
-
-from crate_jax import config as configuration
-from crate_jax import main as command_line
-from crate_jax.models import base, variants
-from crate_jax.training import metrics, optim, sharding
-from crate_jax.training import step as steps
+from crate_jax import command_line
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.train_step",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", required=True, help="FILE.py or FILE.py:ARGUMENT")
+    parser = command_line.parser("python -m benchmarks.train_step", __doc__)
+    parser.add_argument("--config", required=True, metavar=command_line.CONFIG)
     parser.add_argument("--batch-size", type=int, help="over all devices; default: the config's")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--remat", choices=("none", "dots", "full"))
     parser.add_argument("--fsdp", type=int)
     parser.add_argument("--accumulate", type=int)
     parser.add_argument("--steps", type=int, default=20, help="timed")
-    a = parser.parse_args()
+    a = command_line.parse(parser)
     names = ("batch_size", "dtype", "remat", "fsdp", "accumulate")
     changes = {name: getattr(a, name) for name in names if getattr(a, name) is not None}
     result = measure(load(a.config, **changes), a.steps)
@@ -50,7 +39,9 @@ def main():
 
 def load(argument, **changes):
     """A config by its command-line form, resolved, with top-level keys replaced."""
-    found = command_line.packaged_config(f"--config={argument}").partition("=")[2]
+    from crate_jax import config as configuration
+
+    found = command_line.packaged_config(argument)
     path, _, value = found.partition(":")
     spec = importlib.util.spec_from_file_location("benchmarked_config", path)
     module = importlib.util.module_from_spec(spec)
@@ -63,6 +54,13 @@ def load(argument, **changes):
 
 def measure(config, count=20):
     """Figures by name; times are medians over `count` steps, each waited for."""
+    import jax
+    import numpy as np
+
+    from crate_jax.models import base, variants
+    from crate_jax.training import metrics, optim, sharding
+    from crate_jax.training import step as steps
+
     mesh = sharding.make_mesh(config.fsdp)
     sharding.check_batch("batch_size", config.batch_size, mesh, config.accumulate)
     model_config = variants.from_dict(config.model.to_dict())

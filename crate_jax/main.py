@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Train, or evaluate what was trained.
 
     python -m crate_jax.main --config=configs/scenes_tiny.py --workdir=DIR
@@ -19,10 +20,10 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from crate_jax import allocator
+from crate_jax import allocator, command_line
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Configuration: FILE.py or FILE.py:ARGUMENT.", lock_config=True
+    "config", None, "The config, such as configs/imagenet_b.py:model=vit.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: all results go there.")
 _MODE = flags.DEFINE_enum(
@@ -41,6 +42,16 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, f
 _TIMEOUT = flags.DEFINE_integer(
     "initialization_timeout", 300, "Seconds to wait for all processes.", lower_bound=1
 )
+_METAVARS = {
+    "config": command_line.CONFIG,
+    "workdir": "DIR",
+    "mode": "",
+    "distributed": "",
+    "coordinator_address": "HOST:PORT",
+    "num_processes": "N",
+    "process_id": "N",
+    "initialization_timeout": "SECONDS",
+}
 
 
 def main(argv: list[str]) -> int:
@@ -75,24 +86,18 @@ def main(argv: list[str]) -> int:
         return 2
 
 
-def packaged_config(argument: str) -> str:
-    """--config=configs/NAME.py[:ARG] with the file from the package where it is not found here."""
-    name, separator, rest = argument.partition("=")
-    path, colon, value = rest.partition(":")
-    if name.lstrip("-") != "config" or not separator or pathlib.Path(path).exists():
-        return argument
-    packaged = pathlib.Path(__file__).parent / "configs" / pathlib.Path(path).name
-    if not packaged.exists():  # an editable install keeps configs/ beside the package
-        packaged = pathlib.Path(__file__).parent.parent / "configs" / pathlib.Path(path).name
-    if pathlib.Path(path).parent.name == "configs" and packaged.exists():
-        return f"{name}={packaged}{colon}{value}"
-    return argument
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parsing, with unknown config keys as one line that names the nearest."""
+def parse_flags(argv: list[str], required: tuple[str, ...] = ("config", "workdir")) -> list[str]:
+    """absl's parsing, with a user's errors as one line: what is missing, or which key is near."""
     try:
-        return app.parse_flags_with_usage(argv)
+        command_line.check_config(argv)
+        rest = flags.FLAGS(argv)
+        if missing := [f"--{name}" for name in required if flags.FLAGS[name].value is None]:
+            raise flags.Error(f"expected {' and '.join(missing)}, got none")
+        return rest
+    except (flags.Error, FileNotFoundError) as error:
+        command = f"python -m crate_jax.{pathlib.Path(argv[0]).stem}"
+        print(f"error: {error}\nsee {command} --help", file=sys.stderr)
+        sys.exit(2)
     except (AttributeError, KeyError) as error:
         origin = traceback.extract_tb(error.__traceback__)[-1].filename
         if "ml_collections" not in origin:
@@ -108,8 +113,9 @@ def run() -> None:
     allocator.keep_freed_memory()
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    flags.mark_flags_as_required(["config", "workdir"])
-    sys.argv[1:] = [packaged_config(argument) for argument in sys.argv[1:]]
+    sys.argv[1:] = command_line.with_packaged_configs(sys.argv[1:])
+    parser = command_line.of_flags("python -m crate_jax.main", __doc__, _METAVARS)
+    command_line.answer(parser, sys.argv[1:])
     app.run(main, flags_parser=parse_flags)
 
 

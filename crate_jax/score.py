@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Score what a network's attention and masks find on PASCAL VOC, COCO or composed scenes.
 
     python -m crate_jax.score --dataset=voc --root=VOCdevkit --checkpoint=RUN --out=SCORES
@@ -18,16 +19,12 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from crate_jax import command_line
 from crate_jax.suite import arguments
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m crate_jax.score",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_line.parser("python -m crate_jax.score", __doc__)
     add = parser.add_argument
     add("--dataset", required=True, choices=("voc", "coco", "scenes"))
     add("--root", metavar="DIR", help="of voc (VOCdevkit or VOC2012) or coco, as unpacked")
@@ -110,7 +107,7 @@ def _steps(text: str):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = _parser()
-    args = parser.parse_args(argv)
+    args = command_line.parse(parser, argv)
     if args.dataset != "scenes" and not args.root:
         parser.error(f"--root is needed for {args.dataset}: the folder that holds it")
 

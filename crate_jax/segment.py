@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Segment images with what a network attends to.
 
     python -m crate_jax.segment --checkpoint=RUN --images=PHOTOS --out=RESULTS --method=maskcut
@@ -18,16 +19,12 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from crate_jax import command_line
 from crate_jax.suite import arguments
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m crate_jax.segment",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_line.parser("python -m crate_jax.segment", __doc__)
     add = parser.add_argument
     add("--images", required=True, metavar="DIR_OR_FILE", help="a folder (and below), or a file")
     add("--out", required=True, metavar="DIR", help="where results go; resumed if it has some")
@@ -130,7 +127,7 @@ def _head(text: str) -> int | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = _parser()
-    args = parser.parse_args(argv)
+    args = command_line.parse(parser, argv)
     if unknown := set(args.save) - {"png", "npz", "coco"}:
         parser.error(f"--save: expected png, npz, coco, got {', '.join(sorted(unknown))}")
 

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Convert a checkpoint, or say what one is.
 
 python -m crate_jax.convert --source=crate_mini.pth.tar --heads=4 --target=crate_mini.safetensors
@@ -10,6 +11,7 @@ python -m crate_jax.convert --inspect=FILE
 import argparse
 import sys
 
+from crate_jax import command_line
 from crate_jax.convert import files
 from crate_jax.convert.published import PUBLISHED
 
@@ -28,17 +30,11 @@ source. .pth and .pth.tar carry no declaration: give it again when you read them
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog="python -m crate_jax.convert",
-        description=__doc__,
-        epilog=_FORMATS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    p = command_line.parser("python -m crate_jax.convert", __doc__, _FORMATS)
     what = p.add_mutually_exclusive_group(required=True)
-    what.add_argument("--source", help="checkpoint file, or a run's directory")
-    what.add_argument("--inspect", metavar="FILE", help="say what a file is, convert nothing")
-    p.add_argument("--target", help="file to write; its suffix says the format")
+    what.add_argument("--source", metavar="PATH", help="checkpoint file, or a run's directory")
+    what.add_argument("--inspect", metavar="PATH", help="say what a file is, convert nothing")
+    p.add_argument("--target", metavar="FILE", help="file to write; its suffix says the format")
     d = p.add_argument_group("declarations: what tensor shapes do not tell")
     d.add_argument("--heads", type=int, help="number of heads")
     d.add_argument("--pool", choices=("cls", "mean"))
@@ -55,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     d.add_argument("--head-epsilon", "--head_epsilon", type=float, help="CRATE-alpha's last norm")
     d.add_argument("--nonlinearity", choices=("ista", "ista-soft-threshold"))
     d.add_argument("--positions", choices=("size", "dino", "notebook"), help="rule of resampling")
-    d.add_argument("--published", help=f"a published file: {', '.join(PUBLISHED)}")
+    d.add_argument("--published", metavar="NAME", help=f"a published file: {', '.join(PUBLISHED)}")
     o = p.add_argument_group("choices")
     o.add_argument("--entry", help="which network of a file: teacher, student, ...")
     o.add_argument("--step", type=int, help="which step of a run; the newest by default")
@@ -78,7 +74,7 @@ def _image_size(text: str) -> int | tuple[int, int]:
 def main(argv: list[str] | None = None) -> int:
     """Converts or inspects; a user's error is one line on stderr and exit status 2."""
     p = parser()
-    arguments = vars(p.parse_args(argv))
+    arguments = vars(command_line.parse(p, argv))
     source, target = arguments.pop("source"), arguments.pop("target")
     inspected = arguments.pop("inspect")
     if inspected is None and target is None:

@@ -5,9 +5,16 @@
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from crate_jax.data.loader import Source, TrainIterator, Transform, eval_batches, train_iterator
+if TYPE_CHECKING:
+    from crate_jax.data.loader import (
+        Source,
+        TrainIterator,
+        Transform,
+        eval_batches,
+        train_iterator,
+    )
 
 __all__ = [
     "Source",
@@ -19,6 +26,16 @@ __all__ = [
     "train_iterator",
     "transform",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What the loader has: imported when it is asked for, since Grain imports JAX."""
+    if name in __all__:
+        from crate_jax.data import loader
+
+        return getattr(loader, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 NAMES = ("scenes", "folder", "tfds")
 
@@ -65,7 +82,7 @@ def default_config() -> dict[str, Any]:
     }
 
 
-def source(config: Mapping[str, Any], split: str) -> Source:
+def source(config: Mapping[str, Any], split: str) -> "Source":
     """The dataset that `config.data` describes.
 
     Args:
@@ -110,7 +127,7 @@ def source(config: Mapping[str, Any], split: str) -> Source:
     raise ValueError(f"config.data.name must be one of {', '.join(NAMES)}, got {name!r}.{hint}")
 
 
-def transform(config: Mapping[str, Any], split: str) -> Transform | None:
+def transform(config: Mapping[str, Any], split: str) -> "Transform | None":
     """What the loader applies to each image of `source(config, split)`; None: nothing.
 
     Training: crop, flip, RandAugment as configured; evaluation: resize and centre crop. Scenes have

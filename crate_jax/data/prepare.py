@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Prepares class folders for training.
 
     python -m crate_jax.data.prepare imagenet --tars=DIR --out=DIR
@@ -15,7 +16,6 @@ class by class; run the same command again to go on after an interruption. OUT c
 one rename when everything is there and counted, and holds `prepared.json` with the counts.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -26,9 +26,9 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterable
 
-import scipy.io
 from rich.progress import Progress
 
+from crate_jax import command_line
 from crate_jax.data.decode import CorruptImage
 from crate_jax.data.folders import Folder
 
@@ -256,6 +256,8 @@ def _write_members(archive: tarfile.TarFile, to: str, target: Callable[[str], st
 
 def _validation_labels(devkit: str) -> tuple[list[str], list[str]]:
     """The WordNet id of every validation image in order, and of every class."""
+    import scipy.io  # half a second that only this needs
+
     with tarfile.open(devkit) as archive:
         files = {os.path.basename(member.name): member for member in archive if member.isfile()}
         try:
@@ -297,21 +299,17 @@ def _copy_sound(images: Folder, indices: Iterable[int], to: str, listing: str) -
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m crate_jax.data.prepare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.parser("python -m crate_jax.data.prepare", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("imagenet", help="unpack ImageNet-1k from its archives")
-    command.add_argument("--tars", required=True, help="folder of the three archives")
-    command.add_argument("--out", required=True, help="folder to be made")
+    command.add_argument("--tars", required=True, metavar="DIR", help="holds the three archives")
+    command.add_argument("--out", required=True, metavar="DIR", help="folder to be made")
     command = commands.add_parser("folder", help="check and lay out class folders")
-    command.add_argument("--source", required=True, help="folder of class folders")
-    command.add_argument("--out", required=True, help="folder to be made")
+    command.add_argument("--source", required=True, metavar="DIR", help="folder of class folders")
+    command.add_argument("--out", required=True, metavar="DIR", help="folder to be made")
     command.add_argument("--val_fraction", type=float, default=0.0, help="of every class")
     command.add_argument("--drop_corrupt", action="store_true", help="leave out, and list")
-    options = vars(parser.parse_args(arguments))
+    options = vars(command_line.parse(parser, arguments))
     prepare = {"imagenet": imagenet, "folder": folder}[options.pop("command")]
     try:
         counts = prepare(**options)

@@ -1,0 +1,236 @@
+"""What the commands share: one look of --help, --version, and completion by the tab key.
+
+A command says by an argument's metavar what stands there (DIR, FILE.safetensors, CONFIG); from
+that the shell completes it. Nothing here imports JAX.
+"""
+
+import argparse
+import ast
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from crate_jax._version import __version__
+
+# The commands that users call, in the order in which they meet them.
+COMMANDS = (
+    *("doctor", "main", "keys", "segment", "score", "probe"),
+    *("convert", "data.prepare"),
+)
+CHECKPOINT = "PATH"
+CONFIG = "FILE.py[:ARGUMENT]"
+_SUFFIXES = {
+    "DIR": ("",),  # folders only
+    "FILE": (),  # any file
+    CHECKPOINT: ("safetensors", "npz", "pth", "tar", "pt"),
+    "DIR_OR_FILE": (),
+    "JSON": ("json",),
+}
+_PATH_KEYS = ("init_from", "data.root", "data.data_dir")
+
+
+def parser(
+    prog: str, description: str, epilog: str | None = None, **options: Any
+) -> argparse.ArgumentParser:
+    """A parser that prints its description as it is written and knows --version."""
+    made = argparse.ArgumentParser(
+        prog,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        **options,
+    )
+    made.add_argument(
+        "--version", action="version", version=f"crate_jax {__version__}", help="print the version"
+    )
+    return made
+
+
+def parse(parser: argparse.ArgumentParser, argv: Iterable[str] | None = None) -> argparse.Namespace:
+    """The arguments; answers the shell instead where it asks for completions."""
+    complete(parser)
+    return parser.parse_args(argv)
+
+
+def of_flags(prog: str, description: str, metavars: Mapping[str, str]) -> argparse.ArgumentParser:
+    """A parser with absl's flags of these names: for --help and completion, not for parsing.
+
+    Args:
+        prog: the command.
+        description: the text above the flags.
+        metavars: by flag, in the order of the help text; "" where its choices say it.
+    """
+    from absl import flags
+
+    made = parser(prog, description, epilog=_CONFIG_KEYS, usage=f"{prog} [--FLAG=VALUE ...]")
+    for name, metavar in metavars.items():
+        flag = flags.FLAGS[name]
+        text = re.sub(r"^<\S+>: ", "", flag.help)  # absl puts an enum's choices there
+        text = text.removesuffix(".").replace("%", "%%")
+        if flag.default is not None:
+            text += f" (default {flag.default})"
+        choices = getattr(flag.parser, "enum_values", None)
+        made.add_argument(f"--{name}", metavar=metavar or None, choices=choices, help=text)
+    return made
+
+
+_CONFIG_KEYS = """\
+--config.KEY=VALUE sets a key of the config, as --config.batch_size=64 or
+--config.optimizer.name=lion. All keys with their meanings: python -m crate_jax.keys.
+Flags of the libraries beneath (logging, debugging): --helpfull."""
+
+
+def answer(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    """Ends the process where --help, --version or completions are asked for.
+
+    For commands whose flags absl parses; `argv` without the command itself.
+    """
+    if "_ARGCOMPLETE" in os.environ:
+        for name in _config_keys(os.environ.get("COMP_LINE", "")):
+            _add_config_key(parser, name)
+        complete(parser)
+    for argument in argv:
+        if argument in ("-h", "-help", "--help"):
+            parser.print_help()
+            sys.exit(0)
+        if argument in ("-version", "--version"):
+            print(f"crate_jax {__version__}")
+            sys.exit(0)
+
+
+def _config_keys(line: str) -> list[str]:
+    """Names of all config keys where one of them is being typed; else none, there are a hundred."""
+    if not any(word.startswith("--config.") for word in line.split()):
+        return []
+    from crate_jax import keys
+
+    return [key.name for key in keys.known()]
+
+
+def _add_config_key(parser: argparse.ArgumentParser, name: str) -> None:
+    from crate_jax import keys
+
+    key = next(key for key in keys.known() if key.name == name)
+    choices = ("True", "False") if key.default in ("True", "False") else None
+    metavar = "DIR_OR_FILE" if name in _PATH_KEYS else None
+    parser.add_argument(f"--config.{name}", choices=choices, metavar=metavar, help=key.meaning)
+
+
+def complete(parser: argparse.ArgumentParser) -> None:
+    """Prints completions and ends the process where the shell asks for them; else does nothing."""
+    if "_ARGCOMPLETE" not in os.environ:
+        return
+    import argcomplete
+
+    _add_completers(parser)
+    argcomplete.autocomplete(parser, default_completer=lambda **_: ())
+
+
+def _add_completers(parser: argparse.ArgumentParser) -> None:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                _add_completers(below)
+        elif not hasattr(action, "completer") and (found := _completer(action.metavar)):
+            action.completer = found
+
+
+def _completer(metavar: Any) -> Callable | None:
+    from argcomplete import completers
+
+    if metavar == CONFIG:
+        return _configs
+    if metavar == "DIR":
+        return completers.DirectoriesCompleter()
+    if metavar in _SUFFIXES:
+        return completers.FilesCompleter(_SUFFIXES[metavar])
+    return None
+
+
+def _configs(prefix: str, **_: Any) -> list[str]:
+    """Config files on disk, and those of the package."""
+    from argcomplete import completers
+
+    found = completers.FilesCompleter(("py",))(prefix)
+    return sorted({*found, *(f"configs/{path.name}" for path in packaged_configs())})
+
+
+def packaged_configs() -> list[pathlib.Path]:
+    """The config files that come with the package."""
+    room = pathlib.Path(__file__).parent
+    for folder in (room / "configs", room.parent / "configs"):  # installed, editable
+        if (folder / "scenes_tiny.py").exists():
+            return sorted(p for p in folder.glob("*.py") if p.name != "__init__.py")
+    return []
+
+
+def with_packaged_configs(argv: Iterable[str]) -> list[str]:
+    """The arguments with --config=configs/NAME.py[:ARG] from the package where it is not here.
+
+    `--config configs/NAME.py`, in two words, becomes one.
+    """
+    joined: list[str] = []
+    for argument in argv:
+        if joined and joined[-1] in ("--config", "-config"):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return [
+        f"{name}={packaged_config(value)}" if name.lstrip("-") == "config" and equals else argument
+        for argument in joined
+        for name, equals, value in [argument.partition("=")]
+    ]
+
+
+def packaged_config(file: str) -> str:
+    """A config FILE.py[:ARG]: itself where it exists, else configs/NAME.py from the package."""
+    path, colon, argument = file.partition(":")
+    if pathlib.Path(path).exists() or pathlib.Path(path).parent.name != "configs":
+        return file
+    for packaged in packaged_configs():
+        if packaged.name == pathlib.Path(path).name:
+            return f"{packaged}{colon}{argument}"
+    return file
+
+
+def check_config(argv: Iterable[str]) -> None:
+    """Says where a config file was looked for, before ml_collections says it at length.
+
+    Raises:
+        FileNotFoundError: names the configs of the package.
+    """
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        path = value.partition(":")[0]
+        if name.lstrip("-") == "config" and equals and not pathlib.Path(path).is_file():
+            known = ", ".join(f"configs/{file.name}" for file in packaged_configs())
+            raise FileNotFoundError(
+                f"--config: expected a file FILE.py or FILE.py:ARGUMENT, found none at {path!r}; "
+                f"the package has {known}"
+            )
+
+
+def summary(command: str) -> str:
+    """The first line of a command's docstring, without importing it."""
+    path = pathlib.Path(__file__).parent.joinpath(*command.split("."))
+    path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).splitlines()[0]
+
+
+def shell_code() -> str:
+    """What a shell runs to complete these commands: bash and zsh.
+
+    argcomplete's own code, made the completion of `python` by name too, since where the package
+    bash-completion is installed that name has another one, which goes before a general default.
+    """
+    import argcomplete
+
+    file = pathlib.Path(argcomplete.__file__).parent / "bash_completion.d" / "_python-argcomplete"
+    names = sorted({"python", "python3", f"python{sys.version_info[0]}.{sys.version_info[1]}"})
+    bash = f"complete -o default -o bashdefault -F _python_argcomplete_global {' '.join(names)}"
+    code = re.sub(r"^#compdef.*\n", "", file.read_text(encoding="utf-8"))
+    return f'{code}\nif [[ -z "${{ZSH_VERSION-}}" ]]; then\n    {bash}\nfi\n'

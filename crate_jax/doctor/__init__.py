@@ -1,0 +1,1 @@
+"""Looks at the machine and the installation: python -m crate_jax.doctor."""

@@ -1,0 +1,193 @@
+"""How good frozen features are: a linear probe and k nearest neighbours."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+
+from crate_jax import data as datasets
+from crate_jax.models import base
+from crate_jax.training import sharding
+
+L2 = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+
+
+def features(
+    model: Any,
+    source: datasets.Source,
+    transform: datasets.Transform | None,
+    *,
+    batch_size: int = 256,
+    workers: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features and labels of a whole split, over all devices of this process.
+
+    Args:
+        model: from `crate_jax.load`.
+        source: of `crate_jax.data.source`.
+        transform: of `crate_jax.data.transform(config, "val")`.
+        batch_size: a multiple of the number of devices.
+        workers: processes that read and decode.
+
+    Returns:
+        (f32[n, d], int[n]); corrupt images that the source skips are left out.
+    """
+    mesh = sharding.make_mesh()
+    sharding.check_batch("batch_size", batch_size, mesh)
+    definition, params = base.split(model)
+    params = jax.device_put(params, sharding.replicated(mesh))
+
+    @jax.jit
+    def embed(params, images):
+        network = base.merge(definition, params)
+        return network(network.preprocess(images))[1]["features"]
+
+    split = sharding.batch_sharding(mesh)
+    columns, labels = [], []
+    for batch in datasets.eval_batches(
+        source, batch_size=batch_size, transform=transform, workers=workers
+    ):
+        images = sharding.put_batch({"image": batch["image"]}, split)["image"]
+        columns.append(np.asarray(embed(params, images))[batch["valid"]])
+        labels.append(batch["label"][batch["valid"]])
+    return np.concatenate(columns), np.concatenate(labels)
+
+
+def nearest_neighbours(
+    train: np.ndarray,
+    labels: np.ndarray,
+    queries: np.ndarray,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    chunk: int = 512,
+) -> np.ndarray:
+    """Weighted k-NN by cosine similarity (Wu et al., 1805.01978; DINO, 2104.14294).
+
+    Each of the k most similar training features votes for its class with exp(cosine / temperature).
+
+    Args:
+        train: f32[n, d].
+        labels: int[n].
+        queries: f32[m, d].
+        k: neighbours; at most n.
+        temperature: DINO's 0.07.
+        chunk: queries at a time.
+
+    Returns:
+        int[m], the predicted classes.
+    """
+    k, classes = min(k, len(train)), int(labels.max()) + 1
+
+    def unit(x):
+        return x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+    train, labels = unit(jnp.asarray(train)), jnp.asarray(labels)
+
+    @jax.jit
+    def predict(train, labels, queries):
+        # TF32 would swap near neighbours.
+        cosines = jnp.matmul(unit(queries), train.T, precision=jax.lax.Precision.HIGHEST)
+        value, index = jax.lax.top_k(cosines, k)
+        votes = jax.nn.one_hot(labels[index], classes) * jnp.exp(value / temperature)[..., None]
+        return jnp.argmax(votes.sum(axis=1), axis=-1)
+
+    parts = [queries[start : start + chunk] for start in range(0, len(queries), chunk)]
+    return np.concatenate([np.asarray(predict(train, labels, part)) for part in parts])
+
+
+def linear_probe(
+    train: np.ndarray,
+    labels: np.ndarray,
+    queries: np.ndarray,
+    *,
+    l2: tuple[float, ...] = L2,
+    steps: int = 300,
+) -> tuple[np.ndarray, float]:
+    """Multinomial logistic regression on standardised features, by L-BFGS on the whole set.
+
+    Minimises mean cross-entropy + l2 / 2 |W|^2; the strength is chosen on a tenth of the training
+    set, drawn by a fixed shuffle, and all of it is used for the final fit. (Papers often train the
+    probe by SGD with augmentation, which scores about a point more.)
+
+    Args:
+        train: f32[n, d].
+        labels: int[n].
+        queries: f32[m, d].
+        l2: strengths to choose from.
+        steps: at most so many iterations.
+
+    Returns:
+        (int[m], the predicted classes; the strength that was chosen).
+    """
+    centre, scale = train.mean(axis=0), train.std(axis=0) + 1e-6
+    train, queries = ((x - centre) / scale for x in (train, queries))
+    classes = int(labels.max()) + 1
+    if len(l2) > 1:
+        order = np.random.default_rng(0).permutation(len(train))
+        held, kept = order[: max(1, len(train) // 10)], order[max(1, len(train) // 10) :]
+        fits = [_fit(train[kept], labels[kept], classes, strength, steps) for strength in l2]
+        scores = [np.mean(fit(train[held]) == labels[held]) for fit in fits]
+        strength = l2[int(np.argmax(scores))]
+    else:
+        strength = l2[0]
+    return _fit(train, labels, classes, strength, steps)(queries), strength
+
+
+def _fit(
+    x: np.ndarray, labels: np.ndarray, classes: int, l2: float, steps: int
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The classifier, features -> classes."""
+    x, labels = jnp.asarray(x, jnp.float32), jnp.asarray(labels)
+    shape = (x.shape[1] + 1, classes)
+
+    @jax.jit
+    def objective(flat, x, labels):
+        def loss(flat):
+            w = flat.reshape(shape)
+            log_p = jax.nn.log_softmax(x @ w[:-1] + w[-1])
+            own = jnp.take_along_axis(log_p, labels[:, None], axis=1)
+            return -jnp.mean(own) + 0.5 * l2 * jnp.sum(w[:-1] ** 2)
+
+        return jax.value_and_grad(loss)(flat)
+
+    def evaluate(flat):
+        value, gradient = objective(jnp.asarray(flat, jnp.float32), x, labels)
+        return float(value), np.asarray(gradient, np.float64)
+
+    start = np.zeros(shape[0] * shape[1])
+    found = scipy.optimize.minimize(
+        evaluate, start, jac=True, method="L-BFGS-B", options={"maxiter": steps}
+    )
+    w = found.x.reshape(shape)
+    return lambda queries: np.argmax(queries @ w[:-1] + w[-1], axis=1)
+
+
+def probe(model: Any, config: Any) -> dict[str, float]:
+    """Both scores of a network on the data of a config, by name, and how they were had.
+
+    Returns:
+        knn_top1, linear_top1, linear_l2, train_images, images.
+    """
+    transform = datasets.transform(config.data, "val")
+    (x, y), (queries, truth) = (
+        features(
+            model,
+            datasets.source(config.data, split),
+            transform,
+            batch_size=config.evaluation.batch_size,
+            workers=config.data.workers,
+        )
+        for split in ("train", "val")
+    )
+    linear, strength = linear_probe(x, y, queries)
+    return {
+        "knn_top1": float(np.mean(nearest_neighbours(x, y, queries) == truth)),
+        "linear_top1": float(np.mean(linear == truth)),
+        "linear_l2": strength,
+        "train_images": len(x),
+        "images": len(queries),
+    }
