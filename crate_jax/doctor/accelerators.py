@@ -199,10 +199,8 @@ def gpu_neighbours() -> Finding | None:
     """Other programs' memory on the GPUs, which JAX's 75 % may not leave."""
     for index, total, used in machine.nvidia_smi("index", "memory.total", "memory.used"):
         if total.isdigit() and used.isdigit() and int(used) > 0.2 * int(total):
-            processes = machine.nvidia_smi(
-                "pid", "process_name", "used_memory", what="compute-apps"
-            )
-            names = ", ".join(f"{row[0]} ({os.path.basename(row[1])})" for row in processes[:5])
+            users = machine.nvidia_smi("pid", "process_name", what="compute-apps")
+            names = ", ".join(f"{row[0]} ({os.path.basename(row[1])})" for row in users[:5])
             return note(
                 "GPU memory",
                 f"GPU {index}: {int(used) / 1024:.0f} of {int(total) / 1024:.0f} GiB are in use"

@@ -1,4 +1,4 @@
-"""Which data lies in a folder: recognised by its layout, counted by the reader that would use it."""
+"""Which data lies in a folder: recognised by its layout, counted by that layout's reader."""
 
 import os
 import pathlib

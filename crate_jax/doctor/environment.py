@@ -29,9 +29,8 @@ def platforms(
         wanted = set(value.lower().split(","))
         if wanted <= {"cpu"} and (has_gpu or has_tpu):
             hardware = "GPU" if has_gpu else "TPU"
-            return problem(
-                name, f"{value}: keeps JAX from this machine's {hardware}", f"unset {name}"
-            )
+            what = f"{value}: keeps JAX from this machine's {hardware}"
+            return problem(name, what, f"unset {name}")
         if not has_gpu and wanted & {"cuda", "gpu", "rocm"}:
             return problem(name, f"{value}, but no GPU is found here", f"unset {name}")
         if not has_tpu and "tpu" in wanted:
