@@ -48,10 +48,12 @@ def main():
         help="holds train/CLASS/*.jpg; without it: 2,000 JPEGs are written",
     )
     parser.add_argument("--write", type=int, default=0, help="first write so many JPEGs there")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes"
+    )
+    parser.add_argument("--batch-size", type=int, default=128, help="images")
     parser.add_argument("--batches", type=int, default=20, help="measured, of each repeat")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="the best counts")
     parser.add_argument("--exact", action="store_true", help="config.data.fast_jpeg=False")
     parser.add_argument(
         "--config",

@@ -40,10 +40,12 @@ PHOTOGRAPHS = ("chelsea", "coffee", "astronaut", "rocket")
 
 def main():
     parser = command_line.parser("python -m benchmarks.maskcut", __doc__)
-    parser.add_argument("--grids", type=int, nargs="+", default=[28, 60])
-    parser.add_argument("--channels", type=int, nargs="+", default=[32, 384, 768])
-    parser.add_argument("--tau", type=float, default=0.15)
-    parser.add_argument("--max-masks", type=int, default=3)
+    parser.add_argument("--grids", type=int, nargs="+", default=[28, 60], help="patches a side")
+    parser.add_argument(
+        "--channels", type=int, nargs="+", default=[32, 384, 768], help="of features"
+    )
+    parser.add_argument("--tau", type=float, default=0.15, help="cosine threshold")
+    parser.add_argument("--max-masks", type=int, default=3, help="rounds")
     parser.add_argument("--repeats", type=int, default=1, help="photographs per row")
     parser.add_argument("--single", action="store_true", help="dense side in float32")
     parser.add_argument("--device", action="store_true", help="time the batched path instead")

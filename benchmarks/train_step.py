@@ -20,12 +20,12 @@ from crate_jax import command_line
 
 def main():
     parser = command_line.parser("python -m benchmarks.train_step", __doc__)
-    parser.add_argument("--config", required=True, metavar=command_line.CONFIG)
+    parser.add_argument("--config", required=True, metavar=command_line.CONFIG, help="whose step")
     parser.add_argument("--batch-size", type=int, help="over all devices; default: the config's")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"))
-    parser.add_argument("--remat", choices=("none", "dots", "full"))
-    parser.add_argument("--fsdp", type=int)
-    parser.add_argument("--accumulate", type=int)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the computation")
+    parser.add_argument("--remat", choices=("none", "dots", "full"), help="config.remat")
+    parser.add_argument("--fsdp", type=int, help="devices that parameters are split over")
+    parser.add_argument("--accumulate", type=int, help="parts of a batch")
     parser.add_argument("--steps", type=int, default=20, help="timed")
     a = command_line.parse(parser)
     names = ("batch_size", "dtype", "remat", "fsdp", "accumulate")

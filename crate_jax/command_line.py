@@ -135,13 +135,18 @@ def _add_completers(parser: argparse.ArgumentParser) -> None:
         if isinstance(action, argparse._SubParsersAction):
             for below in action.choices.values():
                 _add_completers(below)
-        elif not hasattr(action, "completer") and (found := _completer(action.metavar)):
+        elif not hasattr(action, "completer") and (found := _completer(action)):
             action.completer = found
 
 
-def _completer(metavar: Any) -> Callable | None:
+def _completer(action: argparse.Action) -> Callable | None:
     from argcomplete import completers
 
+    metavar = action.metavar
+    if action.dest == "published":
+        from crate_jax.convert import published
+
+        return lambda **_: list(published.PUBLISHED)
     if metavar == CONFIG:
         return _configs
     if metavar == "DIR":

@@ -1,0 +1,218 @@
+"""Every command: --help, --version, and completion as the shells drive it."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from crate_jax import command_line, keys
+
+ROOT = pathlib.Path(__file__).parents[1]
+COMMANDS = [f"crate_jax.{name}" for name in command_line.COMMANDS] + [
+    f"benchmarks.{path.stem}"
+    for path in sorted((ROOT / "benchmarks").glob("*.py"))
+    if path.stem != "__init__"
+]
+HEAVY = ("jax", "flax", "grain", "tensorflow", "torch", "orbax", "matplotlib", "scipy.io")
+
+
+def run(*arguments, cwd=ROOT, **variables):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", **variables}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+def complete(typed, cwd):
+    """What the shell gets for a line, by argcomplete's protocol: the answer is on descriptor 8."""
+    module = typed.split()[2]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "_ARGCOMPLETE": "3",
+        "_ARGCOMPLETE_SHELL": "bash",
+        "_ARGCOMPLETE_COMP_WORDBREAKS": " \t\n\"'><=;|&(:",
+        "_ARGCOMPLETE_SUPPRESS_SPACE": "1",
+        "COMP_LINE": typed,
+        "COMP_POINT": str(len(typed)),
+    }
+    done = subprocess.run(
+        ["bash", "-c", f'"{sys.executable}" -m {module} 8>&1 9>/dev/null 1>/dev/null 2>&1'],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    return set(filter(None, done.stdout.split("\013")))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_and_imports_nothing_heavy(command):
+    done = run("-X", "importtime", "-m", command, "--help")
+    assert done.returncode == 0, done.stderr[-2000:]
+    imported = set(re.findall(r"\| +([\w.]+)$", done.stderr, re.MULTILINE))
+    assert not imported & set(HEAVY)
+    assert re.search(rf"^ *python -m {re.escape(command)}( +\S|$)", done.stdout, re.MULTILINE)
+    assert "--version" in done.stdout
+    assert not re.search(r"^  --?[\w-]+( [A-Z_]+)?$\n  -", done.stdout, re.M), "option without help"
+
+
+@pytest.mark.parametrize("command", ["crate_jax", "crate_jax.main", "crate_jax.score"])
+def test_version(command):
+    from crate_jax import __version__
+
+    done = run("-m", command, "--version")
+    assert (done.returncode, done.stdout) == (0, f"crate_jax {__version__}\n")
+
+
+def test_the_package_lists_its_commands():
+    listed = run("-m", "crate_jax").stdout
+    for name in command_line.COMMANDS:
+        assert f"python -m crate_jax.{name} " in listed
+        assert command_line.summary(name) in listed
+    runnable = {
+        ".".join(path.relative_to(ROOT / "crate_jax").with_suffix("").parts).removesuffix(
+            ".__main__"
+        )
+        for path in (ROOT / "crate_jax").rglob("*.py")
+        if '\nif __name__ == "__main__":' in path.read_text()
+    }
+    assert runnable - {"__main__", "doctor.trial"} == set(command_line.COMMANDS)
+
+
+def test_main_says_what_is_wrong_in_one_line(tmp_path):
+    for arguments, said in (
+        (["--workdir=x"], "expected --config, got none"),
+        (["--config=nope.py", "--workdir=x"], "found none at 'nope.py'; the package has configs/"),
+        (["--confg=x", "--workdir=x"], "Did you mean: config"),
+    ):
+        done = run("-m", "crate_jax.main", *arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+        assert "python -m crate_jax.main --help" in done.stderr
+
+
+def test_packaged_configs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    packaged = str(ROOT / "configs" / "scenes_tiny.py")
+    given = ["--config", "configs/scenes_tiny.py:vit", "--workdir=x", "--config.seed=1"]
+    assert command_line.with_packaged_configs(given) == [f"--config={packaged}:vit", *given[2:]]
+    assert command_line.packaged_config("elsewhere/scenes_tiny.py") == "elsewhere/scenes_tiny.py"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "scenes_tiny.py").touch()
+    assert command_line.packaged_config("configs/scenes_tiny.py") == "configs/scenes_tiny.py"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("folder")
+    (path / "runs").mkdir()
+    (path / "mine.py").touch()
+    (path / "weights.safetensors").touch()
+    (path / "weights.txt").touch()
+    return path
+
+
+# What is typed; what must be offered; what must not.
+TYPED = [
+    ("main --wo", {"--workdir"}, set()),
+    ("main --config=", {"mine.py", "configs/imagenet_b.py", "runs/"}, {"weights.txt"}),
+    ("main --config=configs/scenes_t", {"configs/scenes_tiny.py"}, {"mine.py"}),
+    ("main --workdir=", {"runs/"}, {"mine.py"}),
+    ("main --mode=", {"train", "eval"}, {"mine.py"}),
+    ("main --config=mine.py --config.optimizer.w", {"--config.optimizer.weight_decay"}, set()),
+    ("main --config=mine.py --config.dry_run=", {"True", "False"}, {"mine.py"}),
+    ("main --num_processes=", set(), {"mine.py"}),
+    ("probe --ch", {"--checkpoint"}, set()),
+    ("probe --config.data.ro", {"--config.data.root"}, set()),
+    ("segment --method=", {"attention", "maskcut", "parts"}, set()),
+    ("segment --method m", {"maskcut"}, {"attention"}),
+    ("segment --checkpoint=", {"runs/", "weights.safetensors"}, {"weights.txt"}),
+    ("score --dataset=", {"voc", "coco", "scenes"}, set()),
+    ("convert --source=", {"runs/", "weights.safetensors"}, {"weights.txt"}),
+    ("convert --published=crate-de", {"crate-demo"}, set()),
+    ("data.prepare ", {"imagenet", "folder"}, set()),
+    ("data.prepare folder --so", {"--source"}, {"--tars"}),
+    ("doctor --js", {"--json"}, set()),
+    ("doctor --data=", {"runs/"}, {"mine.py"}),
+    ("keys data.scenes.s", {"data.scenes.seed", "data.scenes.scale"}, {"data.name"}),
+]
+
+
+@pytest.mark.parametrize(("typed", "offered", "not_offered"), TYPED, ids=[t[0] for t in TYPED])
+def test_completion(typed, offered, not_offered, folder):
+    found = complete(f"python -m crate_jax.{typed}", folder)
+    assert offered <= found, found
+    assert not not_offered & found
+    if typed.startswith("main --num"):
+        assert not found
+
+
+@pytest.mark.parametrize("name", [c for c in COMMANDS if c.startswith("benchmarks")])
+def test_completion_of_benchmarks(name):
+    assert complete(f"python -m {name} --rep", ROOT) <= {"--repeats"}
+    assert complete(f"python -m {name} --vers", ROOT) == {"--version"}
+
+
+def test_bash_completes_after_the_documented_line(folder):
+    """The line of `python -m crate_jax --help`, then the function that bash calls for the key."""
+    code = command_line.shell_code()
+    script = f"""{code}
+    complete -p python
+    COMP_WORDS=(python -m crate_jax.segment --method = ma)
+    COMP_CWORD=5 COMP_LINE="python -m crate_jax.segment --method=ma" COMP_POINT=39 COMP_TYPE=9
+    compopt() {{ :; }}
+    _python_argcomplete_global python ma =
+    echo "${{COMPREPLY[@]}}"
+    """
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    function, completed = done.stdout.splitlines()
+    assert "_python_argcomplete_global python" in function
+    assert completed.strip() == "maskcut", done.stderr
+
+
+def test_keys_are_those_of_the_configs():
+    from crate_jax import config
+    from crate_jax.models import variants
+
+    expected = {}
+    for family in variants.FAMILIES:
+        c = config.default()
+        name = next(n for n, v in variants.VARIANTS.items() if v.family == family)
+        c.model = config.model(name)
+        expected |= config.flatten(c)
+    found = {key.name: key for key in keys.known()}
+    assert set(found) == set(expected)
+    c = config.flatten(config.default())
+    for name in (
+        "batch_size",
+        "optimizer.name",
+        "data.scenes.objects",
+        "evaluation.keep",
+        "epochs",
+    ):
+        assert found[name].default == repr(c[name])
+    assert "float32 or bfloat16" in found["dtype"].meaning
+    assert found["model.mask_ratio"].meaning.startswith("[crate_mae]")
+
+
+def test_keys_command(capsys):
+    assert keys.main(["optimizer.b"]) == 0
+    assert capsys.readouterr().out == "optimizer.b1 = 0.9\noptimizer.b2 = 0.999\n"
+    assert keys.main(["optimiser"]) == 2
+    assert "no config key begins with 'optimiser'" in capsys.readouterr().err
