@@ -38,8 +38,8 @@ def built(tmp_path_factory):
             shutil.copytree(path, copy / path.name, ignore=ignored)
         elif path.is_file() and path.name != ".git":
             shutil.copy(path, copy)
-    code = "import sys; from setuptools import build_meta as b; b.build_sdist(sys.argv[1])"
-    code += "; b.build_wheel(sys.argv[1])"
+    code = "import sys; from setuptools import build_meta as b; out = sys.argv[1]; "
+    code += "b.build_sdist(out); b.build_wheel(out)"
     done = subprocess.run(
         [sys.executable, "-c", code, str(place)], cwd=copy, capture_output=True, text=True
     )
