@@ -4,8 +4,6 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from crate_jax import command_line
-
 
 def numbers(kind: Callable, name: str) -> Callable[[str], tuple]:
     """A parser of a list such as 0.1,0.15."""
@@ -69,7 +67,7 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         required=True,
-        metavar=command_line.CHECKPOINT,
+        metavar="PATH",
         help="a run's directory, or a file: .safetensors, .npz, .pth, .pth.tar",
     )
     group = parser.add_argument_group("what a raw PyTorch file does not tell")

@@ -22,7 +22,7 @@ def print_table(table: Table, console: rich.console.Console) -> None:
     """A table in the terminal."""
     drawn = rich.table.Table(title=table.title, box=rich.box.SIMPLE_HEAD, title_justify="left")
     for index, column in enumerate(table.columns):
-        drawn.add_column(column, justify="left" if index == 0 else "right")
+        drawn.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for place, row in enumerate(table.rows):
         marked = [
             f"[bold]{cell}[/bold]" if (place, index) in table.best else cell

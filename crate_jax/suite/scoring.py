@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -119,7 +120,7 @@ def score(
     out = pathlib.Path(out)
     write_atomically(out / "scores.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     tables = _tables(trained, protocol, main, noisy, steps)
-    console = rich.console.Console()
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 160)
     for table in tables:
         presenting.print_table(table, console)
     counts = result["counts"]
