@@ -229,13 +229,38 @@ def summary(command: str) -> str:
 def shell_code() -> str:
     """What a shell runs to complete these commands: bash and zsh.
 
-    argcomplete's own code, made the completion of `python` by name too, since where the package
-    bash-completion is installed that name has another one, which goes before a general default.
+    argcomplete's own code, and a function for `python` by name: both shells may have a completion
+    of that name already, which goes before a general default.
     """
     import argcomplete
 
     file = pathlib.Path(argcomplete.__file__).parent / "bash_completion.d" / "_python-argcomplete"
-    names = sorted({"python", "python3", f"python{sys.version_info[0]}.{sys.version_info[1]}"})
-    bash = f"complete -o default -o bashdefault -F _python_argcomplete_global {' '.join(names)}"
     code = re.sub(r"^#compdef.*\n", "", file.read_text(encoding="utf-8"))
-    return f'{code}\nif [[ -z "${{ZSH_VERSION-}}" ]]; then\n    {bash}\nfi\n'
+    names = sorted({"python", "python3", f"python{sys.version_info[0]}.{sys.version_info[1]}"})
+    modules = ["crate_jax", *(f"crate_jax.{command}" for command in COMMANDS)]
+    return code + _SHELL.replace("NAMES", " ".join(names)).replace("MODULES", " ".join(modules))
+
+
+_SHELL = """
+if [[ -z "${ZSH_VERSION-}" ]]; then
+    _crate_jax_python () {
+        if [[ "${COMP_WORDS[1]}" == -m && "$COMP_CWORD" == 2 ]]; then
+            COMPREPLY=($(compgen -W "MODULES" -- "${COMP_WORDS[2]}"))
+        else
+            _python_argcomplete_global "$@"
+        fi
+    }
+    complete -o default -o bashdefault -F _crate_jax_python NAMES
+else
+    _crate_jax_python () {
+        if [[ "${words[2]}" == -m && "$CURRENT" == 3 ]]; then
+            compadd -- MODULES
+        elif [[ "${words[2]}" == -m ]]; then
+            _python_argcomplete_global "$@"
+        else
+            _python "$@"
+        fi
+    }
+    compdef _crate_jax_python NAMES
+fi
+"""

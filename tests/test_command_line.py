@@ -163,10 +163,13 @@ def test_bash_completes_after_the_documented_line(folder):
     code = command_line.shell_code()
     script = f"""{code}
     complete -p python
+    COMP_WORDS=(python -m crate_jax.se) COMP_CWORD=2
+    _crate_jax_python python crate_jax.se -m
+    echo "${{COMPREPLY[@]}}"
     COMP_WORDS=(python -m crate_jax.segment --method = ma)
     COMP_CWORD=5 COMP_LINE="python -m crate_jax.segment --method=ma" COMP_POINT=39 COMP_TYPE=9
     compopt() {{ :; }}
-    _python_argcomplete_global python ma =
+    _crate_jax_python python ma =
     echo "${{COMPREPLY[@]}}"
     """
     environment = {
@@ -181,8 +184,9 @@ def test_bash_completes_after_the_documented_line(folder):
         capture_output=True,
         text=True,
     )
-    function, completed = done.stdout.splitlines()
-    assert "_python_argcomplete_global python" in function
+    function, module, completed = done.stdout.splitlines()
+    assert "_crate_jax_python python" in function
+    assert module == "crate_jax.segment"
     assert completed.strip() == "maskcut", done.stderr
 
 

@@ -24,7 +24,7 @@ def schedule(c: ml_collections.ConfigDict, warmup: int, total: int) -> optax.Sch
     choices("optimizer.schedule", c.schedule, SCHEDULES)
     if not 0 <= warmup <= total:
         raise ValueError(
-            f"optimizer.warmup: expected 0 to {total} (all steps), got {warmup} steps; a shorter run "
+            f"optimizer.warmup: expected 0 to {total} (all steps), got {warmup} steps; a short run "
             f"needs a shorter warm-up: --config.optimizer.warmup={total // 10}"
         )
     end = c.learning_rate * c.end_factor
