@@ -298,6 +298,8 @@ def test_data_is_recognised_and_counted(tmp_path):
     assert "2 classes, 4 training and 2 validation images; the first is 6 x 8 x 3" in split.what
     assert split.remedy.endswith("--config.model.classes=2")
 
+    assert "2 images without class folders" in data.folder(str(tmp_path / "flat" / "cat")).what
+
     coco = tmp_path / "coco"
     picture(coco / "val2017" / "7.jpg")
     (coco / "annotations").mkdir()

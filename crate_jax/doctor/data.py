@@ -28,7 +28,7 @@ def folder(place: str) -> Finding:
     path = _path(place)
     if not path.is_dir():
         return problem("data", f"{place}: no such folder", "give the folder that holds the data")
-    for look in (_voc, _coco, _tfds, _archives, _classes):
+    for look in (_voc, _coco, _tfds, _archives, _images, _classes):
         try:
             if found := look(path):
                 return found
@@ -51,6 +51,7 @@ _NAMES = {
     "coco": "COCO",
     "tfds": "TFDS",
     "archives": "the archives of ImageNet",
+    "images": "images",
     "classes": "class folders",
 }
 
@@ -129,6 +130,20 @@ def _archives(path: pathlib.Path) -> Finding | None:
         "data",
         f"{home(str(path))}: the archives of ImageNet-1k, not unpacked",
         f"python -m crate_jax.data.prepare imagenet --tars={path} --out=IMAGES",
+    )
+
+
+def _images(path: pathlib.Path) -> Finding | None:
+    from crate_jax.data import folders
+
+    names = [p.name for p in path.iterdir() if p.name.lower().endswith(folders.EXTENSIONS)]
+    if not names:
+        return None
+    return ok(
+        "data",
+        f"{home(str(path))}: {len(names):,} images without class folders, to segment",
+        f"python -m crate_jax.segment --checkpoint=RUN --images={path} --out=RESULTS "
+        "--method=maskcut (training needs a folder for each class)",
     )
 
 
