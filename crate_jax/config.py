@@ -7,6 +7,8 @@ nearest one, whether it was misspelt in a file or on the command line.
 
 import dataclasses
 import difflib
+import importlib.util
+import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +18,7 @@ from ml_collections.config_dict import placeholder
 
 from crate_jax import data
 from crate_jax.models import variants
+from crate_jax.models.base import ImageModelConfig
 
 
 def default() -> ml_collections.ConfigDict:
@@ -71,15 +74,55 @@ def default() -> ml_collections.ConfigDict:
     return c
 
 
+def load(name: str, arg: str | None = None) -> ml_collections.ConfigDict:
+    """The config of `--config=configs/NAME.py:ARG`, from the files that come with the package.
+
+    Args:
+        name: of the file, without its suffix.
+        arg: its argument, such as "images=20000"; None for its defaults.
+
+    Raises:
+        ValueError: where there is no such file; names the nearest.
+    """
+    path = packaged(name)
+    if path is None:
+        folder = next(folder for folder in _FOLDERS if folder.is_dir())
+        known = tuple(sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__"))
+        choices("config", name, known)
+    spec = importlib.util.spec_from_file_location(f"crate_jax.configs.{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arg)
+
+
+# In a wheel, and beside the package where it is installed editable or run from its checkout.
+_FOLDERS = (
+    pathlib.Path(__file__).parent / "configs",
+    pathlib.Path(__file__).parent.parent / "configs",
+)
+
+
+def packaged(name: str) -> pathlib.Path | None:
+    """The config file of a name that came with the package; None where there is none."""
+    files = [folder / f"{name}.py" for folder in _FOLDERS]
+    return next((file for file in files if file.is_file()), None)
+
+
 def model(name: str, **overrides: Any) -> ml_collections.ConfigDict:
     """`config.model` for a named size: all fields of its config, some replaced.
 
     head_dim stays open (None: dim / heads) unless it is given, so that `heads` can be overridden.
     """
-    values = variants.config(name, **overrides).to_dict()
-    section = ml_collections.ConfigDict(values, type_safe=False)
+    section = model_section(variants.config(name, **overrides))
     if "head_dim" not in overrides:
         section.head_dim = placeholder(int)
+    return section
+
+
+def model_section(network: ImageModelConfig) -> ml_collections.ConfigDict:
+    """`config.model` for a network that there is, such as `crate_jax.load(PATH).config`."""
+    values = network.to_dict()
+    section = ml_collections.ConfigDict(values, type_safe=False)
     for field, value in values.items():
         if value is None:
             section[field] = placeholder(int)

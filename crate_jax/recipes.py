@@ -4,9 +4,13 @@ Each function returns a full config; a config file picks one, gives it a size an
 docstring the command, the hardware and the published score.
 """
 
+import dataclasses
+
 import ml_collections
 
 from crate_jax import config as configuration
+from crate_jax import data as datasets
+from crate_jax.convert import checkpoints
 
 
 def imagenet1k(
@@ -159,6 +163,50 @@ def finetune(dataset: str, model: str = "crate-b8") -> ml_collections.ConfigDict
     if "alpha" in model:
         c.label_smoothing = 0.1
         c.data.randaugment_layers = 2
+    return c
+
+
+def finetune_folder(
+    root: str,
+    checkpoint: str,
+    *,
+    image_size: int | None = None,
+    val_fraction: float = 0.0,
+    epochs: float = 20.0,
+    batch_size: int = 64,
+    learning_rate: float = 5e-5,
+) -> ml_collections.ConfigDict:
+    """Fine-tuning of any checkpoint on a folder of class folders, all weights, a new head.
+
+    AdamW and decay 0.01 as in 2308.16271; epochs, batch and the tenth of the epochs that is
+    warm-up are ours. `config.model` is the checkpoint's, for the folder's classes.
+
+    Args:
+        root: holds train/CLASS/* and val/CLASS/*, or CLASS/*.
+        checkpoint: a run's directory, or a converted file. One of PyTorch does not tell its heads:
+            convert it first.
+        image_size: px, a multiple of the patch; None for the checkpoint's own.
+        val_fraction: of every class, held out where there is no val folder.
+        epochs: passes over the folder.
+        batch_size: images a step.
+        learning_rate: peak. The papers' 5e-5 is for networks that saw millions of images.
+
+    Raises:
+        ValueError: a folder or a checkpoint that cannot be used; says why.
+    """
+    network = checkpoints.read(checkpoint, drop_head=True).config
+    size = image_size or network.image_size[0]
+    c = configuration.default()
+    c.epochs, c.batch_size = epochs, batch_size
+    c.init_from = str(checkpoint)
+    c.data.name, c.data.root, c.data.val_fraction = "folder", str(root), val_fraction
+    c.data.image_size, c.data.resize = size, round(size * 256 / 224)
+    classes = datasets.source(c.data, "train").num_classes
+    network = dataclasses.replace(network, image_size=(size, size), classes=classes)
+    c.model = configuration.model_section(network)
+    c.evaluation.batch_size = batch_size
+    warmup = f"{epochs / 10:g} epochs"
+    _adamw(c, learning_rate=learning_rate, weight_decay=0.01, warmup=warmup, b2=0.999)
     return c
 
 

@@ -218,7 +218,10 @@ def load(path: str | os.PathLike, **declared: Any) -> Transformer:
 
 
 def save(
-    model: Transformer | Checkpoint, path: str | os.PathLike, unused: Mapping | None = None
+    model: Transformer | Checkpoint,
+    path: str | os.PathLike,
+    unused: Mapping | None = None,
+    declared: bool = True,
 ) -> None:
     """Writes a network with the authors' names and layout, for their classes' `strict=True`.
 
@@ -228,6 +231,7 @@ def save(
             names); with the `torch` extra `.pth`, a bare state dict, and `.pth.tar`,
             `{"state_dict": ...}`. The first two carry the declaration, so that `load` needs none.
         unused: tensors of CRATE-MAE's class that nothing uses; made up where absent.
+        declared: False leaves the declaration out: tensors alone, as the authors' files are.
 
     Raises:
         ValueError: for an unknown suffix.
@@ -242,7 +246,7 @@ def save(
     naming = naming_of(config, path)
     state = weights.to_state(params, config, naming, unused)
     declaration = {"config": config.to_dict(), "version": _version.__version__, "source": source}
-    files.write(path, state, declaration)
+    files.write(path, state, declaration if declared else None)
 
 
 def naming_of(config: ImageModelConfig, path: str | os.PathLike) -> str:

@@ -262,13 +262,15 @@ def suffix(path: str | os.PathLike) -> str:
 
 
 def write(
-    path: str | os.PathLike, state: Mapping[str, np.ndarray], declaration: Mapping[str, Any]
+    path: str | os.PathLike,
+    state: Mapping[str, np.ndarray],
+    declaration: Mapping[str, Any] | None,
 ) -> None:
     """Writes named arrays in the format of the suffix.
 
     `.safetensors` carries the declaration in its metadata, `.npz` in the archive's comment, so that
     the arrays are exactly the authors'. `.pth` is a bare state dict, `.pth.tar` is
-    `{"state_dict": ...}`: neither carries it.
+    `{"state_dict": ...}`: neither carries it. None writes the arrays alone.
 
     Raises:
         ValueError: for an unknown suffix.
@@ -276,11 +278,11 @@ def write(
         OSError: where it cannot be written.
     """
     path, ending = pathlib.Path(path), suffix(path)
-    text = json.dumps(dict(declaration))
+    text = "" if declaration is None else json.dumps(dict(declaration))
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as temporary:
         if ending == ".safetensors":
-            metadata = {"format": "pt", DECLARATION: text}
+            metadata = {"format": "pt"} | ({DECLARATION: text} if text else {})
             safetensors.numpy.save_file(dict(state), temporary, metadata=metadata)
         elif ending == ".npz":
             with open(temporary, "wb") as file:

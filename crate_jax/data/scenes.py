@@ -11,9 +11,13 @@ import colorsys
 import dataclasses
 import functools
 import importlib.resources
+import os
+import pathlib
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 
 from crate_jax.data import photographs as photos
@@ -234,6 +238,38 @@ class Scenes:
         free = [i for i, overlap in enumerate(overlaps) if overlap <= _MAX_OVERLAP]
         best = free[0] if free else int(np.argmin(overlaps))
         return side, int(places[best, 0]), int(places[best, 1])
+
+
+def write_folder(root: str | os.PathLike, scenes: Scenes, classes: Sequence[str] = ()) -> int:
+    """Writes scenes as PNG files in class folders, ROOT/SPLIT/CLASS/NUMBER.png.
+
+    `write_folder(root, Scenes("train", ...))` and the same with "val" make a folder that
+    `config.data.name = "folder"` reads. Masks are not written.
+
+    Args:
+        root: the folder; made where absent.
+        scenes: what to write; its split is the folder's.
+        classes: names from CLASS_NAMES to keep; all if empty.
+
+    Returns:
+        How many files.
+
+    Raises:
+        ValueError: a class that there is not.
+    """
+    if unknown := set(classes) - set(CLASS_NAMES):
+        raise ValueError(f"classes: expected some of {CLASS_NAMES}, got {sorted(unknown)}")
+    kept = set(classes or CLASS_NAMES)
+    written = 0
+    for index in range(len(scenes)):
+        scene = scenes[index]
+        name = CLASS_NAMES[scene["label"]]
+        if name in kept:
+            folder = pathlib.Path(root, scenes.split, name)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(scene["image"]).save(folder / f"{index:06d}.png")
+            written += 1
+    return written
 
 
 @functools.lru_cache(maxsize=2)

@@ -109,6 +109,41 @@ def line_chart(
     return _as_page_element(buffer.getvalue(), title)
 
 
+# The light half of templates/style.css.
+_COLORS = {
+    "ink": "#1f1b26",
+    "ink-2": "#655f70",
+    "line": "#e5e1d9",
+    "accent": "#b02a52",
+    "muted": "#706879",
+    "from": "#8f86b8",
+    "to": "#b02a52",
+}
+
+
+def panel(charts: Sequence[tuple[str, str]], width: int = 400) -> Markup:
+    """Charts side by side with colours of their own, for a notebook or a page that has none.
+
+    Args:
+        charts: (heading, `<svg>` of `line_chart`) each.
+        width: of a chart, in pixels; they go below each other where there is no room.
+
+    Returns:
+        HTML for `IPython.display.HTML`, dark on white whatever surrounds it.
+    """
+    colors = "".join(f"--{name}:{color};" for name, color in _COLORS.items())
+    figure = '<figure style="margin:0;width:{}px"><figcaption style="font-weight:600">{}'
+    figures = Markup("").join(
+        Markup(figure + "</figcaption>{}</figure>").format(width, heading, Markup(svg))
+        for heading, svg in charts
+    )
+    style = (
+        f"{colors}display:flex;flex-wrap:wrap;gap:24px;padding:12px;"
+        "background:#fff;color:var(--ink);font-family:sans-serif;font-size:14px"
+    )
+    return Markup('<div style="{}">{}</div>').format(style, figures)
+
+
 def _thinned(line: Line) -> Line:
     """Finite points only, and long lines as means of bins: a page needs no 100,000 steps."""
     columns = [line.x, line.y] if line.low is None else [line.x, line.y, line.low, line.high]

@@ -180,6 +180,7 @@ def montage(
     columns: int | None = None,
     gap: int = 8,
     background: tuple[int, int, int] = (255, 255, 255),
+    title: str = "",
 ) -> np.ndarray:
     """Pictures of one size side by side, each with a caption below it.
 
@@ -188,7 +189,8 @@ def montage(
         captions: one a panel, cut where it is wider than the panel; None for no captions.
         columns: None for the most nearly square arrangement.
         gap: pixels between panels and around them.
-        background: (r, g, b); the captions are black or white, whichever reads better on it.
+        background: (r, g, b); the text is black or white, whichever reads better on it.
+        title: above them all, in lines as wide as the picture.
 
     Returns:
         uint8[height', width', 3].
@@ -205,17 +207,23 @@ def montage(
     height, width, _ = panels[0].shape
     text_size = max(9, min(20, width // 9))
     text_height = 0 if captions is None else round(1.6 * text_size)
-    size = (
-        columns * (width + gap) + gap,
-        rows * (height + text_height + gap) + gap,
+    full_width = columns * (width + gap) + gap
+    title_size = max(11, min(18, full_width // 24))
+    title_font = _font(title_size)
+    title = _wrapped(title, title_font, full_width - 2 * gap)
+    top = round(1.35 * title_size) * len(title) + gap * bool(title)
+    sheet = Image.new(
+        "RGB", (full_width, top + rows * (height + text_height + gap) + gap), background
     )
-    sheet = Image.new("RGB", size, background)
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), text_size)
+    font = _font(text_size)
     ink = (0, 0, 0) if np.dot(background, (0.299, 0.587, 0.114)) > 128 else (255, 255, 255)
+    for number, line in enumerate(title):
+        place = (gap, gap + number * round(1.35 * title_size))
+        draw.text(place, line, fill=ink, font=title_font)
     for index, panel in enumerate(panels):
         x = gap + index % columns * (width + gap)
-        y = gap + index // columns * (height + text_height + gap)
+        y = top + gap + index // columns * (height + text_height + gap)
         sheet.paste(Image.fromarray(panel), (x, y))
         if captions is not None:
             text = captions[index]
@@ -225,6 +233,30 @@ def montage(
     return np.asarray(sheet)
 
 
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """The text in lines of at most `width` pixels, broken between words."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
+def enlarge(image: np.ndarray, side: int) -> np.ndarray:
+    """A small image uint8[h, w, 3] by the least whole factor that makes both sides `side` px.
+
+    Every pixel stays a square of one colour, so that what a network sees is what is shown.
+    """
+    factor = -(-side // min(checked_image(image).shape[:2]))
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
 def head_montage(
     image: np.ndarray,
     maps: np.ndarray,
@@ -232,6 +264,7 @@ def head_montage(
     *,
     columns: int | None = None,
     opacity: float = 0.6,
+    title: str = "",
 ) -> np.ndarray:
     """The image and every head's map over it, one panel a head (2308.16271, figure of heads).
 
@@ -241,6 +274,7 @@ def head_montage(
         captions: one a head; None for "head 0", "head 1", ...
         columns: of the montage, the image being its first panel.
         opacity: of the maps.
+        title: above it all.
 
     Returns:
         uint8[height', width', 3].
@@ -248,7 +282,41 @@ def head_montage(
     if captions is None:
         captions = [f"head {head}" for head in range(len(maps))]
     panels = [image, *(heat_overlay(image, heat, opacity=opacity) for heat in maps)]
-    return montage(panels, ["image", *captions], columns=columns)
+    return montage(panels, ["image", *captions], columns=columns, title=title)
+
+
+def layer_montage(
+    image: np.ndarray,
+    maps: np.ndarray,
+    mask: np.ndarray | None = None,
+    *,
+    scores: np.ndarray | None = None,
+    title: str = "",
+    side: int = 96,
+) -> np.ndarray:
+    """Every layer's (row) and head's (column) map, the object at the left of each row.
+
+    Args:
+        image: uint8[height, width, 3].
+        maps: f[layers, heads, rows, columns], shown patch by patch, each scaled by itself.
+        mask: the object, bool[height, width]; None shows the image at the left instead.
+        scores: f[layers, heads] in the captions, such as each map's IoU with the object.
+        title: above it all.
+        side: least side of a panel, in pixels.
+
+    Returns:
+        uint8[height', width', 3].
+    """
+    maps, large = np.asarray(maps), enlarge(image, side)
+    if maps.ndim != 4:
+        raise ValueError(f"expected maps [layers, heads, rows, columns]; got {maps.shape}")
+    first = large if mask is None else spotlight(large, mask)
+    panels, captions = [], []
+    for layer, heads in enumerate(maps):
+        panels += [first, *(colorize(to_size(heat, large.shape[:2])) for heat in heads)]
+        numbers = [""] * len(heads) if scores is None else [f" {s:.2f}" for s in scores[layer]]
+        captions += [f"layer {layer + 1}", *(f"head {h}{n}" for h, n in enumerate(numbers))]
+    return montage(panels, captions, columns=1 + maps.shape[1], title=title)
 
 
 def encode(picture: np.ndarray, kind: str = "png") -> bytes:
