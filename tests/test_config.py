@@ -132,3 +132,20 @@ def test_model_section_keeps_head_dim_open():
     section = configuration.model("crate-testing")
     section.heads = 6
     assert variants.from_dict(section.to_dict()).head_dim == 4
+
+
+def test_config_files_of_the_package_are_loaded_by_name():
+    config = configuration.load("scenes_tiny", "images=64")
+    assert config == load(ROOT / "configs" / "scenes_tiny.py").get_config("images=64")
+    assert configuration.load("imagenet_t").model.dim == 384
+    with pytest.raises(ValueError, match="got 'scene_tiny', did you mean scenes_tiny"):
+        configuration.load("scene_tiny")
+    assert configuration.packaged("scene_tiny") is None
+
+
+def test_the_section_of_a_network_is_that_network():
+    network = variants.config("crate-testing", heads=2)
+    section = configuration.model_section(network)
+    assert variants.from_dict(section.to_dict()) == network
+    section.classes = 7
+    assert variants.from_dict(section.to_dict()).classes == 7

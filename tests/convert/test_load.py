@@ -72,6 +72,18 @@ def test_model_in_memory_is_saved(reference, write, tmp_path):
     )
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_undeclared_files_hold_tensors_alone_as_the_authors_do(suffix, reference, write, tmp_path):
+    source = checkpoints.read(write(reference("crate_mini")[0]), heads=4)
+    bare = tmp_path / f"y{suffix}"
+    checkpoints.save(source, bare, declared=False)
+    with pytest.raises(ValueError, match="heads: undeclared"):
+        checkpoints.read(bare)
+    again = checkpoints.read(bare, heads=4)
+    for path, values in source.params.items():
+        np.testing.assert_array_equal(again.params[path], values)
+
+
 class TestHeads:
     def test_undeclared_lists_candidates(self, crate_state, write):
         with pytest.raises(ValueError) as raised:

@@ -1,5 +1,6 @@
 import dataclasses
 import importlib.resources
+import pathlib
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from scipy import ndimage
 
 from crate_jax.data import photographs
 from crate_jax.data import scenes as scenes_module
+from crate_jax.data.folders import Folder
 from crate_jax.data.scenes import Scenes, clothing
 
 # Means of the four quadrants, pixels of the mask, label.
@@ -237,3 +239,20 @@ def test_index_out_of_range(train):
 def test_options_are_frozen(train):
     with pytest.raises(dataclasses.FrozenInstanceError):
         train.seed = 3
+
+
+def test_a_folder_of_scenes_is_read_as_class_folders(tmp_path):
+    for split, length in (("train", 20), ("test", 30)):
+        source = Scenes(split, length=length, seed=3)
+        count = scenes_module.write_folder(tmp_path, source, ("Bag", "Dress"))
+        assert count == length // 5  # ten in a row show ten classes
+    folder = Folder(str(tmp_path), "val")
+    assert folder.class_names == ("Bag", "Dress")
+    assert len(folder) == 6
+    scene = Scenes("val", length=30, seed=3)
+    for i in range(len(folder)):
+        original = scene[int(pathlib.Path(folder.path(i)).stem)]
+        np.testing.assert_array_equal(folder[i]["image"], original["image"])
+        assert folder.class_names[folder[i]["label"]] == scene.class_names[original["label"]]
+    with pytest.raises(ValueError, match="got \\['Hat'\\]"):
+        scenes_module.write_folder(tmp_path, scene, ("Hat",))

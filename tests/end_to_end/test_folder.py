@@ -8,6 +8,9 @@ import types
 import numpy as np
 import pytest
 
+from crate_jax import config as configuration
+from crate_jax import recipes
+from crate_jax.models import variants
 from crate_jax.training import checkpoint, inputs, loop, pretrained
 from crate_jax.training import step as steps
 from tests.end_to_end import pictures, runs
@@ -209,3 +212,19 @@ def test_classes_in_the_data_must_fit_the_head(images):
     model = loop.variants.from_dict(config.model.to_dict())
     with pytest.raises(ValueError, match=r"at least the 3 classes of the data, got 2"):
         inputs.open_data(config, model)
+
+
+def test_a_folder_is_fine_tuned_from_a_checkpoint_whatever_its_network(images, trained):
+    config = configuration.resolve(recipes.finetune_folder(images, trained, image_size=48))
+    network = variants.from_dict(config.model.to_dict())
+    assert (network.dim, network.heads, network.depth, network.patch_size) == (24, 3, 1, 8)
+    assert network.classes == config.model.classes == 3
+    assert network.image_size == (48, 48) == (config.data.image_size,) * 2
+    weights = pretrained.read(config.init_from, network)
+    assert weights["positions"].shape == (1, 1 + 36, 24)
+    assert not any(name.startswith("head") for name in weights)
+    same = recipes.finetune_folder(images, trained)
+    assert same.data.image_size == 32
+    params, *_ = checkpoint.restore_params(trained)
+    again = pretrained.read(same.init_from, variants.from_dict(same.model.to_dict()))
+    np.testing.assert_array_equal(again["positions"], params["positions"])

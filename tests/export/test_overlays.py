@@ -108,3 +108,47 @@ def test_errors_say_what_is_expected(image):
         overlays.montage([image, image[:5]])
     with pytest.raises(ValueError, match="captions"):
         overlays.montage([image], [])
+
+
+def test_small_images_are_enlarged_by_whole_pixels():
+    image = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    large = overlays.enlarge(image, 10)
+    assert large.shape == (12, 18, 3)
+    np.testing.assert_array_equal(large[1::3, 1::3], image)
+    np.testing.assert_array_equal(overlays.enlarge(image, 4), image)
+
+
+def test_titles_stand_above_the_montage_in_as_many_lines_as_they_need(image):
+    plain = overlays.montage([image] * 6, columns=6, gap=4)
+    titled = overlays.montage([image] * 6, columns=6, gap=4, title="A title")
+    height = len(titled) - len(plain)
+    np.testing.assert_array_equal(titled[height:], plain)
+    assert 11 <= height < 30
+    assert (titled[:height] < 100).any()
+    longer = overlays.montage([image] * 6, columns=6, gap=4, title="A title of many words " * 4)
+    assert len(longer) > len(titled) + 10
+    assert (longer[:, -4:] == 255).all()
+
+
+def test_layer_montage_has_a_row_for_each_layer_and_the_object_in_front():
+    image = np.full((8, 8, 3), 200, np.uint8)
+    mask = np.zeros((8, 8), bool)
+    mask[:4] = True
+    maps = np.zeros((2, 3, 2, 2))
+    maps[1, 2, 0, 1] = 1
+    sheet = overlays.layer_montage(image, maps, mask, scores=np.zeros((2, 3)), side=32)
+    step, gap = 40, 8
+    row = (len(sheet) - gap) // 2
+    assert sheet.shape[1] == 4 * step + gap
+    for layer in range(2):
+        top = gap + layer * row
+        np.testing.assert_array_equal(sheet[top : top + 16, gap : gap + 32], 200)  # the object
+        np.testing.assert_array_equal(sheet[top + 16 : top + 32, gap : gap + 32], 40)
+    last = sheet[gap + row : gap + row + 32, gap + 3 * step : gap + 3 * step + 32]
+    brightest = last.sum(-1) == last.sum(-1).max()
+    assert brightest[:16, 16:].all()
+    assert brightest.sum() == 256
+    without = overlays.layer_montage(image, maps, side=32)
+    np.testing.assert_array_equal(without[gap : gap + 32, gap : gap + 32], 200)
+    with pytest.raises(ValueError, match="expected maps"):
+        overlays.layer_montage(image, maps[0])

@@ -1,5 +1,6 @@
 """The report's file: what it says, what it leaves out, what it never fetches."""
 
+import pathlib
 import re
 
 import numpy as np
@@ -191,6 +192,22 @@ def test_charts_take_their_colours_from_the_page():
     assert 'aria-label="say &#34;x&#34; &amp; &lt;y&gt;"' in svg
     assert not re.search(r'<svg[^>]* (width|height)="', svg)
     assert "<style" not in svg
+
+
+def test_a_panel_of_charts_defines_every_colour_that_it_uses():
+    lines = [charts.Line("a", [0, 1], [1, 2]), charts.Line("b", [0, 1], [1, 3], tone=0.5)]
+    svg = charts.line_chart(
+        [*lines, charts.Line("c", [0, 1], [2, 1], "muted")], title="t", x_label="x"
+    )
+    panel = charts.panel([("<Loss>", svg), ("Accuracy", svg)])
+    assert panel.count("<svg") == 2
+    assert "&lt;Loss&gt;" in panel
+    used = set(re.findall(r"var\((--[a-z0-9-]+)\)", panel))
+    assert used >= {"--accent", "--muted", "--ink-2", "--line", "--to", "--from"}
+    style = (pathlib.Path(charts.__file__).parent / "templates" / "style.css").read_text()
+    for name in used:
+        color = re.search(rf"{name}:(#[0-9a-f]+);", panel)[1]
+        assert f"{name}: {color};" in style[: style.index("@media")], "the page's own light colours"
 
 
 def test_charts_leave_out_what_is_not_finite_and_thin_what_is_long():
