@@ -13,9 +13,12 @@ of the README; layers count from 01, and an interval is `<name>/low` and `<name>
     val/images                              how many images these figures are means of
 """
 
+import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from crate_jax.export.charts import Line, line_chart
 
@@ -57,6 +60,21 @@ class History:
         """The layer with the highest last IoU, or None where none was measured."""
         layers, values = self.by_layer(f"val/cls_iou/{rule}/{head}")
         return max(zip(values, layers, strict=True))[1] if layers else None
+
+
+def read(workdir: str | os.PathLike) -> History:
+    """The history of a run so far; of a run that is being written, without its torn last line.
+
+    Raises:
+        FileNotFoundError: where the directory holds no metrics.jsonl.
+    """
+    lines = []
+    for line in Path(workdir, "metrics.jsonl").read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return History(lines)
 
 
 def _number(value) -> float:

@@ -177,6 +177,17 @@ def test_gallery_embeds_or_links(tmp_path):
     assert "No image." in empty.read_text()
 
 
+def test_history_of_a_run_that_is_being_written(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "a": 2.0}\n{"step": 2, "a": 3.5}\n{"step": 3, "a"'
+    )
+    read = history.read(tmp_path)
+    assert read.over_steps("a") == ([1, 2], [2.0, 3.5])
+    assert read.last == {"a": 3.5}
+    with pytest.raises(FileNotFoundError):
+        history.read(tmp_path / "elsewhere")
+
+
 # -- charts ---------------------------------------------------------------------------------------
 
 
