@@ -8,7 +8,6 @@ nearest one, whether it was misspelt in a file or on the command line.
 import dataclasses
 import difflib
 import importlib.util
-import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from crate_jax import data
+from crate_jax import command_line, data
 from crate_jax.models import variants
 from crate_jax.models.base import ImageModelConfig
 
@@ -84,28 +83,12 @@ def load(name: str, arg: str | None = None) -> ml_collections.ConfigDict:
     Raises:
         ValueError: where there is no such file; names the nearest.
     """
-    path = packaged(name)
-    if path is None:
-        folder = next(folder for folder in _FOLDERS if folder.is_dir())
-        known = tuple(sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__"))
-        choices("config", name, known)
-    spec = importlib.util.spec_from_file_location(f"crate_jax.configs.{name}", path)
+    files = {path.stem: path for path in command_line.packaged_configs()}
+    choices("config", name, tuple(files))
+    spec = importlib.util.spec_from_file_location(f"crate_jax.configs.{name}", files[name])
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(arg)
-
-
-# In a wheel, and beside the package where it is installed editable or run from its checkout.
-_FOLDERS = (
-    pathlib.Path(__file__).parent / "configs",
-    pathlib.Path(__file__).parent.parent / "configs",
-)
-
-
-def packaged(name: str) -> pathlib.Path | None:
-    """The config file of a name that came with the package; None where there is none."""
-    files = [folder / f"{name}.py" for folder in _FOLDERS]
-    return next((file for file in files if file.is_file()), None)
 
 
 def model(name: str, **overrides: Any) -> ml_collections.ConfigDict:

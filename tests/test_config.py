@@ -140,7 +140,6 @@ def test_config_files_of_the_package_are_loaded_by_name():
     assert configuration.load("imagenet_t").model.dim == 384
     with pytest.raises(ValueError, match="got 'scene_tiny', did you mean scenes_tiny"):
         configuration.load("scene_tiny")
-    assert configuration.packaged("scene_tiny") is None
 
 
 def test_the_section_of_a_network_is_that_network():
