@@ -112,15 +112,22 @@ class Transformer(nnx.Module):
         """uint8[b, h, w, 3] in [0, 255] -> f32[b, h, w, 3], scaled to [0, 1] and standardised.
 
         Raises:
-            ValueError: for anything but uint8, since floats may be in either range.
+            ValueError: for anything but uint8, since floats may be in either range, and for
+                another number of channels than 3.
         """
+        images = jnp.asarray(images)
         if images.dtype != jnp.uint8:
             raise ValueError(
                 f"preprocess: expected uint8 images in [0, 255], got {images.dtype}; images that "
                 "are already normalised go to the model directly"
             )
+        if images.ndim < 3 or images.shape[-1] != 3:
+            raise ValueError(
+                f"preprocess: expected images [batch, height, width, 3], got shape {images.shape}; "
+                "put the channels last, repeat a grey one, drop alpha"
+            )
         c = self.config
-        scaled = jnp.asarray(images, jnp.float32) / 255
+        scaled = images.astype(jnp.float32) / 255
         return (scaled - jnp.array(c.mean, jnp.float32)) / jnp.array(c.std, jnp.float32)
 
     def __call__(
@@ -140,9 +147,10 @@ class Transformer(nnx.Module):
             out["tokens"] f32[layers, b, 1+n, d], after each layer.
 
         Raises:
-            ValueError: for shapes that the patch size does not divide, and unknown layers.
+            ValueError: for shapes that the patch size does not divide, pixels that were not
+                normalised, and unknown layers.
         """
-        z = self.tokens(images)
+        z = self.tokens(jnp.asarray(images))
         z, out = layers.run_layers(self.layers, z, capture, self.remat)
         features = self.pool(z).astype(jnp.float32)
         out["features"] = features
@@ -150,7 +158,7 @@ class Transformer(nnx.Module):
 
     def tokens(self, images: jax.Array) -> jax.Array:
         """[b, h, w, 3] -> [b, 1+n, d]: [CLS] and patches with their positions, before layer 1."""
-        grid = layers.patch_grid(images.shape, self.config.patch_size)
+        grid = layers.patch_grid(images, self.config.patch_size)
         return self.with_positions(self.embed(images), grid)
 
     def with_positions(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:

@@ -118,7 +118,9 @@ class CrateMAE(Transformer):
         """
         if mask_noise is None:
             return super().__call__(images, capture)
-        patches = layers.patchify(images, self._patch(images))
+        images = jnp.asarray(images)
+        layers.patch_grid(images, self.config.patch_size)  # raises where it does not fit
+        patches = layers.patchify(images, self.config.patch_size)
         if mask_noise.shape != patches.shape[:2]:
             raise ValueError(
                 f"mask_noise: expected one number for each patch, shape {patches.shape[:2]}, got "
@@ -140,7 +142,7 @@ class CrateMAE(Transformer):
 
     def tokens(self, images: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """[b, h, w, 3] -> [b, 1+n, d] before layer 1, with the mask token where mask is 1."""
-        grid = layers.patch_grid(images.shape, self.config.patch_size)
+        grid = layers.patch_grid(images, self.config.patch_size)
         x = self.embed(images)
         if mask is not None:
             x = jnp.where(mask[..., None] > 0, self.mask_token[...].astype(x.dtype), x)
@@ -163,7 +165,3 @@ class CrateMAE(Transformer):
         """Encoder output [b, 1+n, d], normalised -> patches f32[b, n, 3 p^2]."""
         z, _ = layers.run_layers(self.decoder, z.astype(self.dtype), False, self.remat)
         return self.decoder_head(self.decoder_norm(z))[:, 1:].astype(jnp.float32)
-
-    def _patch(self, images: jax.Array) -> int:
-        layers.patch_grid(images.shape, self.config.patch_size)  # raises where it does not fit
-        return self.config.patch_size

@@ -6,11 +6,13 @@ which every analysis of this project starts, [b, 1+n, heads, d_head], where for 
 """
 
 import math
-from collections.abc import Callable
-from typing import Literal
+import operator
+from collections.abc import Callable, Iterable
+from typing import Literal, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.nn.initializers import Initializer, variance_scaling
 
@@ -45,12 +47,20 @@ def layer_norm(dim: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
     )
 
 
+class LinearOptions(TypedDict, total=False):
+    """What the attention operators and the MLP hand on to each of their `linear` maps."""
+
+    dtype: Dtype
+    kernel_init: Initializer
+    bias_init: Initializer
+
+
 def linear(
     fan_in: int,
     fan_out: int,
     *,
     rngs: nnx.Rngs,
-    dtype: Dtype,
+    dtype: Dtype = jnp.float32,
     bias: bool = True,
     kernel_init: Initializer = torch_kernel,
     bias_init: Initializer | None = None,
@@ -100,32 +110,21 @@ class MSSA(nnx.Module):
         head_dim: int,
         *,
         rngs: nnx.Rngs,
-        dtype: Dtype = jnp.float32,
         output_bias: bool = True,
-        kernel_init: Initializer = torch_kernel,
-        bias_init: Initializer | None = None,
+        **options: Unpack[LinearOptions],
     ):
-        self.heads = heads
-        self.subspace = linear(
-            dim, heads * head_dim, rngs=rngs, dtype=dtype, bias=False, kernel_init=kernel_init
-        )
+        self.heads, self.head_dim = heads, head_dim
+        width = heads * head_dim
+        self.subspace = linear(dim, width, rngs=rngs, bias=False, **options)
         if heads == 1 and head_dim == dim:
             self.output = None
         else:
-            self.output = linear(
-                heads * head_dim,
-                dim,
-                rngs=rngs,
-                dtype=dtype,
-                bias=output_bias,
-                kernel_init=kernel_init,
-                bias_init=bias_init,
-            )
+            self.output = linear(width, dim, rngs=rngs, bias=output_bias, **options)
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [b, tokens, d], normalised -> (update [b, tokens, d], w, w)."""
         flat = self.subspace(x)
-        w = flat.reshape(*flat.shape[:-1], self.heads, -1)
+        w = flat.reshape(*x.shape[:2], self.heads, self.head_dim)
         update = attend(w, w, w).reshape(flat.shape)
         return update if self.output is None else self.output(update), w, w
 
@@ -144,22 +143,21 @@ class MHSA(nnx.Module):
         head_dim: int,
         *,
         rngs: nnx.Rngs,
-        dtype: Dtype = jnp.float32,
         qkv_bias: bool,
-        kernel_init: Initializer = torch_kernel,
-        bias_init: Initializer | None = None,
+        **options: Unpack[LinearOptions],
     ):
-        self.heads = heads
+        self.heads, self.head_dim = heads, head_dim
         width = heads * head_dim
-        init = {"kernel_init": kernel_init, "bias_init": bias_init}
-        self.qkv = linear(dim, 3 * width, rngs=rngs, dtype=dtype, bias=qkv_bias, **init)
-        self.output = linear(width, dim, rngs=rngs, dtype=dtype, **init)
+        self.qkv = linear(dim, 3 * width, rngs=rngs, bias=qkv_bias, **options)
+        self.output = linear(width, dim, rngs=rngs, **options)
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [b, tokens, d], normalised -> (update [b, tokens, d], query, key)."""
-        flat = self.qkv(x)
-        query, key, value = jnp.moveaxis(flat.reshape(*x.shape[:2], 3, self.heads, -1), 2, 0)
-        return self.output(attend(query, key, value).reshape(*x.shape[:2], -1)), query, key
+        width = self.heads * self.head_dim
+        split = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, self.head_dim)
+        query, key, value = jnp.moveaxis(split, 2, 0)
+        update = attend(query, key, value).reshape(*x.shape[:2], width)
+        return self.output(update), query, key
 
 
 class ISTA(nnx.Module):
@@ -238,15 +236,12 @@ class MLP(nnx.Module):
         dim: int,
         *,
         rngs: nnx.Rngs,
-        dtype: Dtype = jnp.float32,
         ratio: float = 4,
-        kernel_init: Initializer = torch_kernel,
-        bias_init: Initializer | None = None,
+        **options: Unpack[LinearOptions],
     ):
         hidden = int(dim * ratio)
-        init = {"kernel_init": kernel_init, "bias_init": bias_init}
-        self.expand = linear(dim, hidden, rngs=rngs, dtype=dtype, **init)
-        self.contract = linear(hidden, dim, rngs=rngs, dtype=dtype, **init)
+        self.expand = linear(dim, hidden, rngs=rngs, **options)
+        self.contract = linear(hidden, dim, rngs=rngs, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [b, tokens, d] -> [b, tokens, d]."""
@@ -357,13 +352,24 @@ def run_layers(
     return z, {"query": query, "key": query if tied else key, "tokens": tokens}
 
 
-def captured_layers(capture: bool | int | tuple[int, ...] | None, depth: int) -> tuple[int, ...]:
-    """The layer indices in [0, depth) that a `capture` argument names."""
-    if capture is None or capture is False:
-        return ()
-    if capture is True:
-        return tuple(range(depth))
-    indices = (capture,) if not isinstance(capture, tuple | list | range) else tuple(capture)
+def captured_layers(capture: bool | int | Iterable[int] | None, depth: int) -> tuple[int, ...]:
+    """The layer indices in [0, depth) that a `capture` argument names, in the order given.
+
+    Raises:
+        ValueError: for a layer that the network does not have, or what is no number of a layer.
+    """
+    if capture is None or isinstance(capture, bool | np.bool_):
+        return tuple(range(depth)) if capture else ()
+    try:
+        several = tuple(capture) if np.ndim(capture) else (capture,)
+        if any(isinstance(index, bool | np.bool_) for index in several):
+            raise TypeError  # True within a list would be layer 1
+        indices = tuple(operator.index(index) for index in several)
+    except TypeError as error:
+        raise ValueError(
+            f"capture: expected True, False, a layer's index such as -1, or several such as "
+            f"(10, 11); got {capture!r}"
+        ) from error
     for index in indices:
         if not -depth <= index < depth:
             raise ValueError(
@@ -387,11 +393,23 @@ def unpatchify(patches: jax.Array, grid: tuple[int, int], patch: int) -> jax.Arr
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, grid[0] * patch, grid[1] * patch, -1)
 
 
-def patch_grid(shape: tuple[int, ...], patch: int) -> tuple[int, int]:
-    """(rows, columns) of an image batch [b, h, w, 3]; ValueError where the patch does not fit."""
-    if len(shape) != 4 or shape[-1] != 3:
-        raise ValueError(f"images: expected [batch, height, width, 3], got shape {tuple(shape)}")
-    height, width = shape[1:3]
+def patch_grid(images: jax.Array, patch: int) -> tuple[int, int]:
+    """(rows, columns) of images f[b, h, w, 3].
+
+    Raises:
+        ValueError: another shape, sides that the patch does not divide, or integers: pixels that
+            were not normalised would pass through the first LayerNorm and give plausible nonsense.
+    """
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(
+            f"images: expected [batch, height, width, 3], got shape {tuple(images.shape)}"
+        )
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"images: expected normalised floating-point numbers, got {images.dtype}; pass pixels "
+            "through model.preprocess first"
+        )
+    height, width = images.shape[1:3]
     if height % patch or width % patch or not height or not width:
         raise ValueError(
             f"images: expected height and width that are multiples of the patch size {patch}, got "

@@ -4,7 +4,6 @@ Which patches are hidden depends on an image's place in the set alone: the same 
 on any number of devices.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -55,20 +54,11 @@ def pictures(
         c = model.config
         pred, out, patches = reconstruct(model, model.preprocess(images), indices)
         hidden = out["mask"][..., None] > 0
-        completed = _unpatchify(jnp.where(hidden, pred, patches), images.shape[1:3])
+        grid = images.shape[1] // c.patch_size, images.shape[2] // c.patch_size
+        completed = layers.unpatchify(jnp.where(hidden, pred, patches), grid, c.patch_size)
         completed = 255 * (completed * jnp.array(c.std) + jnp.array(c.mean))
-        hidden = _unpatchify(
-            jnp.broadcast_to(hidden, patches.shape).astype(jnp.float32), images.shape[1:3]
-        )
-        seen = jnp.where(hidden > 0, 128, images)
+        hidden = layers.unpatchify(jnp.broadcast_to(hidden, patches.shape), grid, c.patch_size)
+        seen = jnp.where(hidden, 128, images)
         return tuple(jnp.clip(jnp.round(x), 0, 255).astype(jnp.uint8) for x in (seen, completed))
 
     return jax.device_get(look(params, images, indices.astype(np.int32)))
-
-
-def _unpatchify(patches: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """The reverse of `layers.patchify`: [b, n, 3 p^2] -> [b, h, w, 3]."""
-    side = math.isqrt(patches.shape[-1] // 3)
-    rows, columns = size[0] // side, size[1] // side
-    x = patches.reshape(-1, rows, columns, side, side, 3)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *size, 3)

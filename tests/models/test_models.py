@@ -58,6 +58,11 @@ def test_captured_layers_are_the_ones_asked_for(run):
     assert layers.captured_layers((10, 11), 12) == (10, 11)
     assert layers.captured_layers(True, 3) == (0, 1, 2)
     assert layers.captured_layers(False, 3) == layers.captured_layers(None, 3) == ()
+    assert layers.captured_layers(np.True_, 3) == (0, 1, 2)
+    assert layers.captured_layers(np.array([0, -1]), 3) == (0, 2)
+    for wrong in ("all", 1.5, (True,)):
+        with pytest.raises(ValueError, match="expected True, False, a layer's index"):
+            layers.captured_layers(wrong, 3)
 
 
 def test_query_is_key_for_mssa_only():
@@ -219,6 +224,19 @@ def test_preprocess():
     np.testing.assert_allclose(model.preprocess(white)[0, 0, 0], expected, rtol=1e-6)
     with pytest.raises(ValueError, match="expected uint8"):
         model.preprocess(np.zeros((1, 32, 32, 3), np.float32))
+    for channels in (1, 4):  # one channel would broadcast to three
+        with pytest.raises(ValueError, match="repeat a grey one, drop alpha"):
+            model.preprocess(np.zeros((1, 32, 32, channels), np.uint8))
+
+
+@pytest.mark.parametrize("name", TESTING)
+def test_pixels_are_no_input_and_an_empty_batch_is(name):
+    model = built(variants.VARIANTS[name])
+    with pytest.raises(ValueError, match=r"got uint8; pass pixels through model\.preprocess"):
+        model(np.zeros((1, 32, 32, 3), np.uint8))
+    logits, out = jax.eval_shape(functools.partial(model, capture=True), jnp.zeros((0, 32, 32, 3)))
+    assert logits.shape[0] == 0
+    assert out["query"].shape == (2, 0, 17, 3, 8)
 
 
 @pytest.mark.parametrize(
