@@ -8,7 +8,8 @@
 
 voc: [CLS] attention against the label maps. coco: MaskCut against the instances. scenes: both, and
 nothing to download. Writes OUT/scores.json and OUT/index.html and prints the tables; layers count
-from 0 in arguments and from 1 in tables and names.
+from 0 in arguments and from 1 in tables and names. What is measured is kept in OUT/measured until
+all is done: run the same command again after a kill, and only the rest is measured.
 
 Exit status: 0 all scored; 1 some images could not be (0 with --on-error=skip); 2 wrong usage;
 130 stopped by Ctrl-C.
@@ -28,7 +29,13 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--dataset", required=True, choices=("voc", "coco", "scenes"))
     add("--root", metavar="DIR", help="of voc (VOCdevkit or VOC2012) or coco, as unpacked")
-    add("--out", required=True, metavar="DIR", help="where scores.json and index.html go")
+    add(
+        "--out",
+        required=True,
+        type=arguments.path,
+        metavar="DIR",
+        help="where scores.json and index.html go",
+    )
     add("--split", help="default: val of voc, val2017 of coco")
     add("--limit", type=arguments.positive, metavar="N", help="only the first N images")
     add(
@@ -38,20 +45,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LOW,HIGH",
         help="scenes: garments in a scene (default 1,3)",
     )
-    add(
-        "--size",
-        type=arguments.size,
-        metavar="PX",
-        help="images are resized to it, as 480 or 320x480, rounded to patches. Default: 480 for "
-        "networks trained at 224, else twice the training size",
-    )
+    arguments.add_input(add)
     add(
         "--layers",
         type=_layers,
         metavar="LIST",
         help="indices such as 6,8,-1, or all. Default: all for attention, the last for MaskCut",
     )
-    add("--batch-size", type=arguments.positive, default=4, help="images at once (default 4)")
     add(
         "--on-error",
         choices=("fail", "skip", "stop"),
@@ -68,15 +68,13 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("MaskCut (coco, scenes)")
     group.add_argument(
         "--taus",
-        type=lambda text: tuple(arguments.tau(part) for part in text.split(",")),
+        type=arguments.numbers(arguments.tau, "cosines in [0, 1)"),
         default=(0.15,),
         metavar="LIST",
         help="cosine thresholds, such as 0.1,0.15,0.2 (default 0.15)",
     )
-    group.add_argument("--max-masks", type=arguments.positive, default=3, help="N (default 3)")
-    group.add_argument("--features", choices=("subspace", "tokens"), default="subspace")
-    group.add_argument("--corrected", action="store_true", help="without the published quirks")
-    group.add_argument("--crf", action="store_true", help="refine by CutLER's dense CRF")
+    arguments.add_maskcut(group.add_argument)
+    arguments.add_features(group.add_argument)
     group.add_argument(
         "--samples", type=arguments.positive, default=1000, help="bootstrap draws (default 1000)"
     )
@@ -120,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
+        print("stopped; run the same command again to go on", file=sys.stderr)
         return 130
     return 1 if result["counts"]["failed"] and args.on_error != "skip" else 0
 
@@ -195,7 +193,7 @@ def _of_run(path: str, steps) -> tuple[int, ...]:
         return ()
     from crate_jax.training import checkpoint
 
-    found = checkpoint.complete_steps(pathlib.Path(path))
+    found = checkpoint.complete_steps(pathlib.Path(path).expanduser())
     if not found:
         raise ValueError(f"steps: expected the directory of a run, found no checkpoints in {path}")
     if steps == "all":

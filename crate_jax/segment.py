@@ -27,7 +27,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_line.parser("python -m crate_jax.segment", __doc__)
     add = parser.add_argument
     add("--images", required=True, metavar="DIR_OR_FILE", help="a folder (and below), or a file")
-    add("--out", required=True, metavar="DIR", help="where results go; resumed if it has some")
+    add(
+        "--out",
+        required=True,
+        type=arguments.path,
+        metavar="DIR",
+        help="where results go; resumed if it has some",
+    )
     add(
         "--method",
         required=True,
@@ -40,14 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         help="index from 0, or -1 for the last. Default: the last; for the attention of a CRATE "
         "the last but one, as published",
     )
-    add(
-        "--size",
-        type=arguments.size,
-        metavar="PX",
-        help="images are resized to it, as 480 or 320x480 (height x width), rounded to patches. "
-        "Default: 480 for networks trained at 224, else twice the training size",
-    )
-    add("--batch-size", type=arguments.positive, default=4, help="images at once (default 4)")
+    arguments.add_input(add)
     add(
         "--save",
         type=lambda text: tuple(text.split(",")),
@@ -79,7 +78,10 @@ def _parser() -> argparse.ArgumentParser:
         "--keep", type=arguments.share, default=0.6, help="part of mass or area kept (default 0.6)"
     )
     group.add_argument(
-        "--head", type=_head, default=None, help="whose map is drawn and thresholded (default mean)"
+        "--head",
+        type=_head,
+        metavar="N|mean",
+        help="whose map is drawn and thresholded (default mean)",
     )
     group.add_argument(
         "--heads-montage", action="store_true", help="also draw every head, in heads/"
@@ -88,22 +90,18 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--tau", type=arguments.tau, default=0.15, help="cosine threshold (default 0.15)"
     )
-    group.add_argument(
-        "--max-masks", type=arguments.positive, default=3, help="at most, an image (default 3)"
-    )
-    group.add_argument(
-        "--corrected", action="store_true", help="without the published code's quirks"
-    )
-    group.add_argument("--crf", action="store_true", help="refine by CutLER's dense CRF")
+    arguments.add_maskcut(group.add_argument)
     group = parser.add_argument_group("maskcut and parts")
-    group.add_argument(
-        "--features",
-        choices=("subspace", "tokens"),
-        default="subspace",
-        help="U^T LN(z) of the layer (a ViT's keys), or z after it (default subspace)",
-    )
+    arguments.add_features(group.add_argument)
     group = parser.add_argument_group("parts")
-    group.add_argument("--flip", action="store_true", help="the objects are on the other side")
+    side = group.add_mutually_exclusive_group()
+    side.add_argument("--flip", action="store_true", help="the objects are on the other side")
+    side.add_argument(
+        "--keep-background",
+        action="store_true",
+        help="take no object out: the first component in grey, the next three as colours, "
+        "as the paper shows layers 1, 4, 6, 8 and 11",
+    )
     arguments.add_checkpoint(parser)
     return parser
 
@@ -121,7 +119,10 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _head(text: str) -> int | None:
-    return None if text == "mean" else int(text)
+    try:
+        return None if text == "mean" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a head's index or mean, got {text!r}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -146,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         net = network.load(args.checkpoint, **arguments.declared(args))
         fields = segmenting.Options.__dataclass_fields__
         options = segmenting.Options(**{name: getattr(args, name) for name in fields})
-        failed = segmenting.segment(net, folder, names, pathlib.Path(args.out), options, say=_say)
+        failed = segmenting.segment(net, folder, names, args.out, options, say=_say)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -63,6 +63,8 @@ def parts(features, flip: bool = False) -> Parts:
 def layer_components(features) -> tuple[np.ndarray, np.ndarray]:
     """Show one layer's features by their leading components, without removing a background.
 
+    The paper shows layers 1, 4, 6, 8 and 11 so; `segment --method=parts --keep-background` does.
+
     Args:
         features: f[J, n, d], tokens of J images, analysed together.
 

@@ -1,6 +1,8 @@
 """Arguments that `segment` and `score` share: which checkpoint, and what it does not tell."""
 
 import argparse
+import math
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,7 @@ def numbers(kind: Callable, name: str) -> Callable[[str], tuple]:
     def parse(text: str) -> tuple:
         try:
             return tuple(kind(part) for part in text.split(","))
-        except ValueError:
+        except (ValueError, argparse.ArgumentTypeError):
             raise argparse.ArgumentTypeError(
                 f"expected {name} with commas between them, got {text!r}"
             ) from None
@@ -32,6 +34,11 @@ def size(text: str) -> tuple[int, int]:
     return sides * 2 if len(sides) == 1 else sides
 
 
+def path(text: str) -> pathlib.Path:
+    """A path; shells leave the ~ of --out=~/x alone."""
+    return pathlib.Path(text).expanduser()
+
+
 def positive(text: str) -> int:
     """A whole number of at least 1."""
     try:
@@ -45,18 +52,61 @@ def positive(text: str) -> int:
 
 def share(text: str) -> float:
     """A number in [0, 1]."""
-    value = float(text)
+    value = _number(text)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share in [0, 1] (60 % is 0.6); got {text}")
+        raise argparse.ArgumentTypeError(f"expected a share in [0, 1] (60 % is 0.6), got {text!r}")
     return value
 
 
 def tau(text: str) -> float:
     """A cosine in [0, 1)."""
-    value = float(text)
+    value = _number(text)
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"expected a cosine in [0, 1); got {text}")
+        raise argparse.ArgumentTypeError(f"expected a cosine in [0, 1), got {text!r}")
     return value
+
+
+def _number(text: str) -> float:
+    """NaN, which is in no range, for what is no number."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def add_input(add: Callable) -> None:
+    """Adds what is fed to the network, by the `add_argument` of a parser or a group."""
+    add(
+        "--size",
+        type=size,
+        metavar="PX",
+        help="images are resized to it, as 480 or 320x480 (height x width), rounded to patches. "
+        "Default: 480 for networks trained at 224, else twice the training size",
+    )
+    add("--batch-size", type=positive, default=4, metavar="N", help="images at once (default 4)")
+
+
+def add_maskcut(add: Callable) -> None:
+    """Adds MaskCut's options, but its threshold: `segment` has one, `score` several."""
+    add(
+        "--max-masks",
+        type=positive,
+        default=3,
+        metavar="N",
+        help="rounds, so at most as many masks an image (default 3)",
+    )
+    add("--corrected", action="store_true", help="without the published code's quirks")
+    add("--crf", action="store_true", help="refine by CutLER's dense CRF")
+
+
+def add_features(add: Callable) -> None:
+    """Adds --features: what MaskCut and the PCA read of a layer."""
+    add(
+        "--features",
+        choices=("subspace", "tokens"),
+        default="subspace",
+        help="U^T LN(z) of the layer (a ViT's keys), or z after it (default subspace)",
+    )
 
 
 _DECLARED = ("heads", "pool", "image_size", "lambd", "positions", "published", "entry", "step")

@@ -40,7 +40,7 @@ def image_ids(names: Sequence[str], annotations: str | os.PathLike | None) -> di
     if annotations is None:
         return {name: number for number, name in enumerate(names, start=1)}
     try:
-        listed = json.loads(pathlib.Path(annotations).read_text())["images"]
+        listed = json.loads(pathlib.Path(annotations).expanduser().read_text())["images"]
         known = {image["file_name"]: image["id"] for image in listed}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
@@ -131,6 +131,7 @@ def _write_coco(path: pathlib.Path, done: list[dict], ids: Mapping[str, int]) ->
 def _write_gallery(records: Records, done: list[dict], summary: Mapping) -> None:
     settings = records.settings
     embedded = len(done) <= _EMBEDDED
+    none_found = "" if settings.get("keep_background") else "no object found"
     items = [
         {
             "name": printable(record["name"]),
@@ -144,7 +145,7 @@ def _write_gallery(records: Records, done: list[dict], summary: Mapping) -> None
             else [],
             "note": "; ".join(
                 text
-                for text in ("" if record["confidences"] else "no object found", record["note"])
+                for text in ("" if record["confidences"] else none_found, record["note"])
                 if text
             ),
         }
@@ -166,7 +167,7 @@ def _write_gallery(records: Records, done: list[dict], summary: Mapping) -> None
 
 def _previews(files: Sequence[str]):
     """(caption, file) of an image's previews, the image itself first."""
-    for caption in ("image", "overlay"):
+    for caption in ("image", "grey", "overlay"):
         for file in files:
             if file.startswith("previews/") and file.rsplit(".", 2)[1] == caption:
                 yield caption, file

@@ -2,6 +2,7 @@
 
 cls_iou/RULE/HEAD/layerNN            RULE mass|area, HEAD best|mean|single, layers from 01
 cls_iou_random/..., cls_iou_gain/... the same network untrained, and the paired difference
+cls_iou_other/...                    the maps against the next image's objects: a prior on place
 cls_iou_all_ones, cls_iou_centre_box
 coding_rate/layerNN, sparsity/layerNN
 maskcut/layerNN/tauT/KIND/AP         KIND box|mask; also AP50, AP75, AR100
@@ -14,7 +15,8 @@ import numpy as np
 
 from crate_jax.segmentation import scoring
 from crate_jax.suite.datasets import Dataset
-from crate_jax.suite.measuring import RULES, Measured, Protocol
+from crate_jax.suite.findings import RULES, Measured
+from crate_jax.suite.measuring import Protocol
 
 HEADS = ("best", "mean", "single")
 APS = ("AP50", "AP75", "AP", "AR100")

@@ -4,7 +4,6 @@ import dataclasses
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +16,9 @@ from crate_jax.segmentation import attention, layerwise, noise, scoring
 from crate_jax.suite import methods
 from crate_jax.suite import network as networks
 from crate_jax.suite.datasets import Dataset, Unusable
+from crate_jax.suite.findings import RULES, Batch, Finding, Measured, Store
 
-RULES = tuple(attention.RULES)
+_PROGRESS_EVERY = 5  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,38 +50,6 @@ class Protocol:
     crf: bool = False
     batch_size: int = 4
     on_error: str = "fail"
-
-
-@dataclasses.dataclass
-class Measured:
-    """What one pass found.
-
-    Attributes:
-        used: names of the images that were scored.
-        failed: {name: reason} of the others.
-        iou: by rule, IoU of every layer's heads; the layers in the protocol's order.
-        other: by rule, the same against the label map of the next image used, which says how much
-            is a prior on place.
-        blind: f64[2, images], the baselines all-ones and centre box.
-        coding_rate: f64[layers, images].
-        sparsity: f64[layers, images].
-        masks: COCO results by (layer, tau).
-        without_mask: images in which no mask was found, by (layer, tau).
-    """
-
-    used: list[str] = dataclasses.field(default_factory=list)
-    failed: dict[str, str] = dataclasses.field(default_factory=dict)
-    iou: dict[str, scoring.ImageScores] = dataclasses.field(
-        default_factory=lambda: {rule: scoring.ImageScores() for rule in RULES}
-    )
-    other: dict[str, scoring.ImageScores] = dataclasses.field(
-        default_factory=lambda: {rule: scoring.ImageScores() for rule in RULES}
-    )
-    blind: list[np.ndarray] = dataclasses.field(default_factory=list)
-    coding_rate: list[np.ndarray] = dataclasses.field(default_factory=list)
-    sparsity: list[np.ndarray] = dataclasses.field(default_factory=list)
-    masks: dict[tuple[int, float], list[dict]] = dataclasses.field(default_factory=dict)
-    without_mask: dict[tuple[int, float], int] = dataclasses.field(default_factory=dict)
 
 
 class Measurer:
@@ -120,39 +88,65 @@ class Measurer:
         return max(programs, key=lambda program: program.memory or 0)
 
     def __call__(
-        self, params: Any = None, noisy: tuple[float, float] | None = None, label: str = "score"
+        self,
+        network: networks.Network | None = None,
+        noisy: tuple[float, float] | None = None,
+        *,
+        label: str = "score",
+        store: Store | None = None,
     ) -> Measured:
         """Scores every example once.
 
         Args:
-            params: weights in place of the network's.
+            network: whose weights take the place of the compiled network's.
             noisy: (standard deviation of 255, part of the pixels) of the paper's noise, added to
                 the network's input; the same draws for every network.
             label: before each line of progress.
+            store: of this pass; what it holds already is not measured again. Batches in which an
+                image could not be used are not kept, so that it is tried again.
 
         Raises:
             ValueError: an unusable example, with on_error="stop"; or no usable one.
         """
+        params = None if network is None else network.params
         measured, names = Measured(), list(self.data.names)
-        self._previous = None  # patches kept of the image before
-        begin = spoke = time.monotonic()
         length = self.protocol.batch_size
-        starts = range(0, len(names), length)
+        batches = {start: names[start : start + length] for start in range(0, len(names), length)}
+        there = {start for start in batches if store is not None and store.has(start)}
+        missing = iter([start for start in batches if start not in there])
+        before = sum(len(batches[start]) for start in there)
+        if before:
+            self.say(f"{label:<9} {before} of {len(names)} measured before")
+        progress = _Progress(label, len(names) - before, self.say)
+        kept = None  # patches, of the image before
         with ThreadPoolExecutor(2) as pool:
-            reading = [pool.submit(self._read, name) for name in names[:length]]
-            for start in starts:
-                batch = names[start : start + length]
-                loaded = [future.result() for future in reading]
-                ahead = names[start + length : start + 2 * length]
-                reading = [pool.submit(self._read, name) for name in ahead]
-                self._add(measured, batch, loaded, start, params, noisy)
-                now, done = time.monotonic(), start + len(batch)
-                if now - spoke > 5 or done == len(names):
-                    spoke, left = now, round((now - begin) / done * (len(names) - done))
-                    self.say(
-                        f"{label:<9} {done} of {len(names)}, {done / (now - begin):.2f} images/s, "
-                        f"{left // 60}:{left % 60:02d} left"
-                    )
+
+            def read(start: int | None) -> tuple:
+                if start is None:
+                    return None, []
+                return start, [pool.submit(self._read, name) for name in batches[start]]
+
+            ahead, reading = read(next(missing, None))
+            for start, batch in batches.items():
+                if start in there and (found := store.read(start, len(batch))):
+                    for name, finding in zip(batch, found.findings, strict=True):
+                        measured.add(name, finding)
+                    kept = found.kept
+                    continue
+                if start == ahead:
+                    loaded = [future.result() for future in reading]
+                    ahead, reading = read(next(missing, None))
+                else:  # what was kept of it is damaged
+                    loaded = [self._read(name) for name in batch]
+                findings, kept = self._measure(batch, loaded, start, params, noisy, kept)
+                for name, example, finding in zip(batch, loaded, findings, strict=True):
+                    if finding is None:
+                        measured.failed[name] = example
+                    else:
+                        measured.add(name, finding)
+                if store is not None and None not in findings:
+                    store.write(start, Batch(findings, kept))
+                progress.add(len(batch))
         if not measured.used:
             first = next(iter(measured.failed.items()))
             raise ValueError(f"no image could be scored; the first, {first[0]}: {first[1]}")
@@ -166,66 +160,79 @@ class Measurer:
             return str(error)
         return images.resize(pixels, self.protocol.size), pixels.shape[:2], labels
 
-    def _add(self, measured: Measured, names, loaded, start, params, noisy) -> None:
+    def _measure(
+        self, names, loaded, start, params, noisy, kept
+    ) -> tuple[list[Finding | None], np.ndarray | None]:
+        """The findings of a batch, None for what failed to load; and the last patches kept."""
         pixels = np.zeros((self.protocol.batch_size, *self.protocol.size, 3), np.uint8)
-        valid = np.zeros(len(pixels), bool)
+        findings: list[Finding | None] = [None] * len(names)
         for row, (name, example) in enumerate(zip(names, loaded, strict=True)):
             if isinstance(example, str):
                 if self.protocol.on_error == "stop":
                     raise ValueError(f"{name}: {example} (--on-error=skip leaves it out)")
-                measured.failed[name] = example
                 continue
-            valid[row] = True
-            measured.used.append(name)
+            findings[row] = Finding()
             pixels[row] = example[0]
             if noisy is not None:
                 pixels[row] = noise.add_noise(example[0], *noisy, seed=(0, start + row))
-        rows = np.flatnonzero(valid)
-        if not rows.size:
-            return
-        if self._looks:
+        rows = [row for row, finding in enumerate(findings) if finding is not None]
+        if rows and self._looks:
             found = jax.device_get(self._looks(pixels, params))
             for row in rows:
-                self._add_attention(measured, {k: v[row] for k, v in found.items()}, loaded[row][2])
-                self._previous = found["kept"][row]
-        if self._features:
+                looked = {name: array[row] for name, array in found.items()}
+                self._look(findings[row], looked, loaded[row][2], kept)
+                kept = looked["kept"]
+        if rows and self._features:
             features = self._features(pixels, params)
             for place, layer in enumerate(self.protocol.mask_layers):
                 for tau in self.protocol.taus:
-                    self._add_masks(
-                        measured, (layer, tau), features[:, place], valid, names, loaded, pixels
-                    )
+                    self._cut(findings, (layer, tau), features[:, place], names, loaded, pixels)
+        return findings, kept
 
-    def _add_attention(self, measured: Measured, found: dict, labels: np.ndarray) -> None:
-        for rule, kept in zip(RULES, found["kept"], strict=True):
-            _, iou = scoring.class_iou(kept, labels, self.grid)
-            measured.iou[rule].add(iou)
-        for rule, kept in zip(
-            RULES, () if self._previous is None else self._previous, strict=False
-        ):
-            _, iou = scoring.class_iou(kept, labels, self.grid)
-            measured.other[rule].add(iou)
+    def _look(
+        self, finding: Finding, looked: dict, labels: np.ndarray, before: np.ndarray | None
+    ) -> None:
+        """[CLS] attention of an image, and of the image before, against its label map."""
+        finding.iou = scoring.class_iou(looked["kept"], labels, self.grid)[1]
+        if before is not None:
+            finding.other = scoring.class_iou(before, labels, self.grid)[1]
         size = labels.shape
         guesses = np.stack([np.ones(size, bool), scoring.centre_box(size)]).reshape(2, -1)
-        _, iou = scoring.class_iou(guesses, labels, size)
-        if len(iou):
-            measured.blind.append(iou.mean(0))
-        measured.coding_rate.append(found["coding_rate"])
-        measured.sparsity.append(found["sparsity"])
+        finding.blind = scoring.class_iou(guesses, labels, size)[1]
+        finding.coding_rate, finding.sparsity = looked["coding_rate"], looked["sparsity"]
 
-    def _add_masks(self, measured, key, features, valid, names, loaded, pixels) -> None:
+    def _cut(self, findings, key, features, names, loaded, pixels) -> None:
+        """MaskCut's masks of a batch at the images' own sizes."""
         p = self.protocol
-        results = measured.masks.setdefault(key, [])
-        measured.without_mask.setdefault(key, 0)
         options = {"tau": key[1], "max_masks": p.max_masks, "corrected": p.corrected}
+        valid = np.zeros(len(pixels), bool)
+        valid[: len(findings)] = [finding is not None for finding in findings]
         cuts = methods.cut(features, valid, self.grid, **options)
         for row in np.flatnonzero(valid):
-            found = methods.from_maskcut(
-                cuts[row], self.network.config.patch_size, pixels[row], crf=p.crf
-            )
+            patch = self.network.config.patch_size
+            found = methods.from_maskcut(cuts[row], patch, pixels[row], crf=p.crf)
             masks = found.masks(loaded[row][1])
-            measured.without_mask[key] += not len(masks)
-            results += coco.results(self.data.image_id(names[row]), masks)
+            findings[row].masks[key] = coco.results(self.data.image_id(names[row]), masks)
+
+
+class _Progress:
+    """A line every few seconds: how many, how fast, how long."""
+
+    def __init__(self, label: str, total: int, say: Callable[[str], None]):
+        self.label, self.total, self.say = label, total, say
+        self.done, self.begin = 0, time.monotonic()
+        self.spoke = self.begin
+
+    def add(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self.spoke > _PROGRESS_EVERY or self.done == self.total:
+            self.spoke, seconds = now, now - self.begin
+            left = round(seconds / self.done * (self.total - self.done))
+            self.say(
+                f"{self.label:<9} {self.done} of {self.total}, {self.done / seconds:.2f} images/s, "
+                f"{left // 60}:{left % 60:02d} left"
+            )
 
 
 def looks(network: networks.Network, layers: tuple[int, ...], keep: float) -> Callable:

@@ -23,6 +23,7 @@ class Segmented:
         confidences: k numbers, at least 0.
         draw: an image uint8[h, w, 3] of any size -> the overlay on it.
         draw_heads: likewise a montage of all heads' maps; None where there are no heads.
+        draw_grey: likewise the first principal component; None where a mask was taken from it.
         note: something the reader of the gallery should know, or "".
     """
 
@@ -31,6 +32,7 @@ class Segmented:
     confidences: list[float]
     draw: Callable[[np.ndarray], np.ndarray]
     draw_heads: Callable[[np.ndarray], np.ndarray] | None = None
+    draw_grey: Callable[[np.ndarray], np.ndarray] | None = None
     note: str = ""
 
 
@@ -139,11 +141,8 @@ def from_parts(found: parts.Parts, index: int, grid: tuple[int, int]) -> Segment
     there = bool(foreground.any())
 
     def draw(image):
-        size = image.shape[:2]
-        tint = np.round(255 * colors).astype(np.uint8)
-        layers = [overlays.to_size(tint[..., c], size) for c in range(3)]
-        inside = overlays.to_size(foreground, size)[..., None]
-        return np.where(inside, np.stack(layers, axis=-1), image // 4)
+        inside = overlays.to_size(foreground, image.shape[:2])[..., None]
+        return np.where(inside, _tint(colors, image.shape[:2]), image // 4)
 
     return Segmented(
         arrays={"first": found.first[index].reshape(grid), "foreground": foreground, "rgb": colors},
@@ -151,6 +150,33 @@ def from_parts(found: parts.Parts, index: int, grid: tuple[int, int]) -> Segment
         confidences=[1.0] * there,
         draw=draw,
     )
+
+
+def from_components(grey: np.ndarray, rgb: np.ndarray, grid: tuple[int, int]) -> Segmented:
+    """The leading components of one image's patches, no background removed.
+
+    Args:
+        grey: f32[n] of `parts.layer_components`, the first component.
+        rgb: f32[n, 3], the second to the fourth.
+        grid: (rows, columns).
+
+    Returns:
+        arrays `grey` f32[rows, columns] and `rgb` f32[rows, columns, 3]; no mask.
+    """
+    first, colors = grey.reshape(grid), rgb.reshape(*grid, 3)
+    return Segmented(
+        arrays={"grey": first, "rgb": colors},
+        masks=lambda size: np.zeros((0, *size), bool),
+        confidences=[],
+        draw=lambda image: _tint(colors, image.shape[:2]),
+        draw_grey=lambda image: _tint(np.repeat(first[..., None], 3, axis=2), image.shape[:2]),
+    )
+
+
+def _tint(colors: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Patches' colours f[rows, columns, 3] in [0, 1] as a picture uint8[height, width, 3]."""
+    values = np.round(255 * colors).astype(np.uint8)
+    return np.stack([overlays.to_size(values[..., c], size) for c in range(3)], axis=-1)
 
 
 def cut(features: jax.Array, valid: np.ndarray, grid: tuple[int, int], **options: Any) -> list:

@@ -5,6 +5,7 @@ so an image's result depends on its place in the batch and on nothing else.
 """
 
 import dataclasses
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ class Network:
     definition: nnx.GraphDef
     params: Any
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """The first 16 digits of the SHA-256 over all parameters by name."""
         digest = hashlib.sha256()

@@ -1,13 +1,16 @@
 """A network's scores on a dataset: the passes, the figures, and the files that show them."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import rich.console
 
 from crate_jax import _version
@@ -18,7 +21,8 @@ from crate_jax.suite import figures as fig
 from crate_jax.suite import network as networks
 from crate_jax.suite import presenting
 from crate_jax.suite.datasets import Dataset
-from crate_jax.suite.measuring import RULES, Measured, Measurer, Protocol
+from crate_jax.suite.findings import RULES, Measured, Store
+from crate_jax.suite.measuring import Measurer, Protocol
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +58,9 @@ def score(
 ) -> dict[str, Any]:
     """Scores a network; writes OUT/scores.json and OUT/index.html and prints the tables.
 
+    Until it is done, OUT/measured/ keeps what every pass has found so far: called again with the
+    same arguments after a kill it goes on from there.
+
     Args:
         network: from `network.load`.
         data: what to score on.
@@ -76,11 +83,26 @@ def score(
     )
     say(networks.memory_line(measurer.memory, protocol.batch_size))
 
-    trained = measurer(label="trained")
+    out = pathlib.Path(out)
+    unfinished = out / "measured"
+
+    def measure(label: str, network: networks.Network = network, noisy=None) -> Measured:
+        made_of = {
+            "weights": network.fingerprint,
+            "model": network.config.to_dict(),
+            "protocol": dataclasses.asdict(protocol) | {"on_error": None},  # changes no figure
+            "data": settings | {"names": list(data.names), "seed": passes.seed},
+            "noise": noisy,
+            "version": _version.__version__,
+            "device": jax.devices()[0].device_kind,
+        }
+        digest = hashlib.sha256(json.dumps(made_of, default=str).encode()).hexdigest()[:16]
+        return measurer(network, noisy, label=label, store=Store(unfinished / digest))
+
+    trained = measure("trained")
     untrained = None
     if passes.untrained and protocol.attention_layers:
-        random = networks.random_weights(network, passes.seed)
-        untrained = measurer(random.params, label="random")
+        untrained = measure("random", networks.random_weights(network, passes.seed))
 
     def figures(measured: Measured, untrained: Measured | None = None) -> fig.Figures:
         found = {}
@@ -92,13 +114,10 @@ def score(
 
     main = figures(trained, untrained)
     noisy = {
-        f"sd {sd:g} on {100 * part:g} %": figures(measurer(noisy=(sd, part), label="noise"))
+        f"sd {sd:g} on {100 * part:g} %": figures(measure("noise", noisy=(sd, part)))
         for sd, part in passes.noise
     }
-    steps = {
-        step: figures(measurer(load_step(step).params, label=f"step {step}"))
-        for step in passes.steps
-    }
+    steps = {step: figures(measure(f"step {step}", load_step(step))) for step in passes.steps}
     result = {
         "settings": {
             **settings,
@@ -117,7 +136,6 @@ def score(
         "noise": {label: fig.plain(found) for label, found in noisy.items()},
         "steps": {str(step): fig.plain(found) for step, found in steps.items()},
     }
-    out = pathlib.Path(out)
     write_atomically(out / "scores.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     tables = _tables(trained, protocol, main, noisy, steps)
     console = rich.console.Console(width=None if sys.stdout.isatty() else 160)
@@ -133,6 +151,7 @@ def score(
         environment={},
         facts={name.replace("_", " "): str(n) for name, n in counts.items() if isinstance(n, int)},
     )
+    shutil.rmtree(unfinished, ignore_errors=True)
     say(f"images    {counts['used']} used, {counts['failed']} failed of {counts['images']}")
     for name, reason in list(trained.failed.items())[:10]:
         say(f"failed    {name}: {reason}")

@@ -51,6 +51,7 @@ class Options:
     head: int | None = None
     heads_montage: bool = False
     flip: bool = False
+    keep_background: bool = False
     shard: tuple[int, int] = (1, 1)
     on_error: str = "fail"
     annotations: str | None = None
@@ -60,7 +61,7 @@ class Options:
         read = {
             "attention": ("rule", "keep", "head", "heads_montage"),
             "maskcut": ("features", "tau", "max_masks", "corrected", "crf"),
-            "parts": ("features", "flip"),
+            "parts": ("features", "flip", "keep_background"),
         }[self.method]
         return {"save": list(self.save)} | {name: getattr(self, name) for name in read}
 
@@ -189,12 +190,19 @@ class _Run:
         if not names or all(self.records.done(name) for name in names):
             return
         stacked = self._features(features)
-        found = parts.parts(stacked, flip=self.options.flip)
+        if self.options.keep_background:
+            grey, rgb = parts.layer_components(stacked)
+        else:
+            found = parts.parts(stacked, flip=self.options.flip)
         for index, name in enumerate(names):
             loaded = self._read(name)
             if isinstance(loaded, _Failure):
                 raise ValueError(f"{name}: {loaded.message}; it was readable before. Run again.")
-            self._save(name, loaded, methods.from_parts(found, index, self.grid))
+            if self.options.keep_background:
+                shown = methods.from_components(grey[index], rgb[index], self.grid)
+            else:
+                shown = methods.from_parts(found, index, self.grid)
+            self._save(name, loaded, shown)
 
     def _features(self, paths: list[pathlib.Path]) -> np.ndarray:
         needed = 4 * sum(path.stat().st_size for path in paths)  # in float64, and centred
@@ -296,6 +304,8 @@ class _Run:
         if self.options.heads_montage and found.draw_heads:
             files[path("heads", name, ".png")] = _png(found.draw_heads(picture.preview))
         previews = {"image": picture.preview, "overlay": found.draw(picture.preview)}
+        if found.draw_grey:
+            previews["grey"] = found.draw_grey(picture.preview)
         kind = "png" if max(picture.preview.shape[:2]) <= _SMALL else "webp"
         for caption, shown in previews.items():
             files[path("previews", name, f".{caption}.{kind}")] = overlays.encode(shown, kind)

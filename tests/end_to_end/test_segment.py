@@ -229,6 +229,31 @@ def test_parts_are_colours_of_all_images_together(whole):
     assert all((a["foreground"] == (a["first"] > 0.5)).all() for a in arrays)
 
 
+def test_components_without_background_removal(checkpoint, photographs, tmp_path):
+    """As the paper shows layers: the leading components of all tokens, none of them left out."""
+    folder = photographs / "more"
+    assert run(checkpoint, folder, tmp_path, "parts", "--keep-background", "--layer=0") == 0
+    files = sorted(tmp_path.glob("maps/*.npz"))
+    found = [dict(np.load(path)) for path in files]
+    assert {name for arrays in found for name in arrays} == {"grey", "rgb"}
+    paths = [tmp_path / "features" / f"{path.stem}.npy" for path in files]
+    tokens = np.concatenate([np.load(path) for path in paths]).astype(np.float64)
+    centred = tokens - tokens.mean(0)
+    left, scale, _ = np.linalg.svd(centred, full_matrices=False)
+    scores = (left * scale)[:, :4]
+    shown = np.stack([np.dstack([a["grey"], a["rgb"]]).reshape(-1, 4) for a in found])
+    for k, values in enumerate(shown.reshape(-1, 4).T):
+        expected = (scores[:, k] - scores[:, k].min()) / np.ptp(scores[:, k])
+        errors = [np.abs(values - e).max() for e in (expected, 1 - expected)]  # either sign
+        assert min(errors) < 1e-4
+    overlay = np.asarray(Image.open(tmp_path / "overlays" / f"{files[0].stem}.png"))
+    corner = np.round(255 * found[0]["rgb"][0, 0])
+    np.testing.assert_array_equal(overlay[0, 0], corner)
+    page = (tmp_path / "index.html").read_text()
+    assert ": grey" in page
+    assert "no object found" not in page
+
+
 def test_other_settings_are_refused_with_the_difference(
     checkpoint, photographs, whole, tmp_path, capsys
 ):

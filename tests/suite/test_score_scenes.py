@@ -9,6 +9,7 @@ from crate_jax import score
 from crate_jax.data.scenes import Scenes
 from crate_jax.models import base, variants
 from crate_jax.suite.datasets import SceneInstances
+from crate_jax.suite.findings import Store
 from crate_jax.training.checkpoint import Checkpoints
 
 
@@ -41,6 +42,59 @@ def test_series_over_checkpoints_ends_with_the_newest(scored):
     name = "cls_iou/mass/best/layer02"
     assert result["steps"]["20"][name] == result["scores"][name]
     assert result["steps"]["10"][name] != result["scores"][name]
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(workdir, tmp_path, capsys):
+    def run(out, *extra):
+        argv = ["--dataset=scenes", f"--checkpoint={workdir}", f"--out={tmp_path / out}"]
+        argv += ["--limit=6", "--batch-size=2", "--samples=10", "--size=32", *extra]
+        return score.main(argv)
+
+    written, content = Store.write, {}
+
+    def killed(self, start, batch):
+        if len(content) == 5:  # in the second pass, that of random weights
+            raise KeyboardInterrupt
+        written(self, start, batch)
+        content[self.folder / f"{start:08d}.npz"] = batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "write", killed)
+        assert run("killed") == 130
+    assert "to go on" in capsys.readouterr().err
+    assert len(content) == 5
+    *_, last = content
+    last.write_bytes(last.read_bytes()[:70])  # damaged: measured again
+    assert run("killed") == 0
+    said = capsys.readouterr().out
+    assert "trained   6 of 6 measured before" in said
+    assert "random    4 of 6 measured before" in said
+    assert run("whole") == 0
+    for name in ("scores.json", "index.html"):
+        texts = [(tmp_path / out / name).read_bytes() for out in ("killed", "whole")]
+        assert texts[0] == texts[1]
+    assert {p.name for p in (tmp_path / "killed").iterdir()} == {"scores.json", "index.html"}
+
+
+def test_other_settings_never_meet_what_was_kept(workdir, tmp_path, capsys, monkeypatch):
+    def run(*extra):
+        argv = ["--dataset=scenes", f"--checkpoint={workdir}", f"--out={tmp_path}", "--limit=2"]
+        argv += ["--batch-size=1", "--samples=10", "--size=32", "--layers=-1", "--no-random"]
+        return score.main([*argv, *extra])
+
+    written = Store.write
+
+    def once(self, start, batch):
+        if start:
+            raise KeyboardInterrupt
+        written(self, start, batch)
+
+    monkeypatch.setattr(Store, "write", once)
+    assert run() == 130
+    for other in ("--step=10", "--keep=0.5", "--taus=0.3", "--seed=1", "--noise=paper"):
+        assert run(other) == 130
+        before = "1 of 2 measured before" in capsys.readouterr().out
+        assert before == (other == "--noise=paper"), other
 
 
 def test_noise_has_the_papers_settings(scored):
