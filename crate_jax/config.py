@@ -8,8 +8,9 @@ nearest one, whether it was misspelt in a file or on the command line.
 import dataclasses
 import difflib
 import importlib.util
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_collections
@@ -39,9 +40,9 @@ def default() -> ml_collections.ConfigDict:
     c.cutmix = 0.0  # likewise
     c.mixup_switch = 0.5  # where both are on, the probability that a batch gets cutmix
     c.init_from = ""  # fine-tuning: a run's directory or a checkpoint file, taken without its head
-    c.log_every = "50 steps"  # durations
-    c.evaluate_every = "1 epochs"
-    c.checkpoint_every = "1 epochs"
+    c.log_every = "50 steps"  # this and the next two are durations
+    c.evaluate_every = "1 epochs"  # 0: at the end only, which is always evaluated and saved
+    c.checkpoint_every = "1 epochs"  # likewise
     c.keep_checkpoints = 3  # the newest so many
     c.keep_every = "0 steps"  # besides these, every multiple of this duration; 0: none
     c.tensorboard = True
@@ -67,7 +68,7 @@ def default() -> ml_collections.ConfigDict:
     c.evaluation = ml_collections.ConfigDict(type_safe=False)
     c.evaluation.batch_size = 256
     c.evaluation.cls_iou = True  # score [CLS] attention where the data has masks
-    c.evaluation.capture_images = 2000  # held-out images on which the layers are measured
+    c.evaluation.capture_images = 2000  # held-out images on which the layers are measured; 0: none
     c.evaluation.keep = 0.6  # of mass or area, by which the rules threshold a map
     c.evaluation.report_images = 12  # held-out images shown in the report
     return c
@@ -128,13 +129,35 @@ MAY_CHANGE = (
     "remat",
 )
 
+_AT_LEAST_0 = lambda x: 0 <= x < math.inf, "at least 0"  # what is not a number never is
+_SHARE = lambda x: 0 <= x <= 1, "0 to 1"
+_BELOW_1 = lambda x: 0 <= x < 1, "at least 0 and below 1"
+# Numbers that nothing else checks before they are used, which may be hours into a run or never.
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "seed": (lambda x: 0 <= x < 2**63, "0 to 2^63 - 1"),
+    "accumulate": (lambda x: x >= 1, "at least 1"),
+    "label_smoothing": _BELOW_1,
+    "mixup": _AT_LEAST_0,
+    "cutmix": _AT_LEAST_0,
+    "mixup_switch": _SHARE,
+    "optimizer.learning_rate": _AT_LEAST_0,
+    "optimizer.b1": _BELOW_1,
+    "optimizer.b2": _BELOW_1,
+    "optimizer.weight_decay": _AT_LEAST_0,
+    "optimizer.clip_norm": _AT_LEAST_0,
+    "optimizer.end_factor": _SHARE,
+    "evaluation.capture_images": _AT_LEAST_0,
+    "evaluation.keep": _SHARE,
+    "evaluation.report_images": _AT_LEAST_0,
+}
+
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A checked, frozen copy.
 
     Raises:
         ValueError: lists every unknown or missing key (with the nearest known one) and every value
-            of a wrong type.
+            of a wrong type, or every number out of its range.
     """
     config = config.copy_and_resolve_references()
     reference = default()
@@ -150,6 +173,14 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             f"steps={config.steps}, epochs={config.epochs}"
         )
     choices("dtype", config.dtype, ("float32", "bfloat16"))
+    flat = flatten(config)
+    outside = [
+        f"{key}: expected {text}, got {flat[key]!r}"
+        for key, (holds, text) in _RANGES.items()
+        if not holds(flat[key])
+    ]
+    if outside:
+        raise ValueError("config: " + "; ".join(outside))
     return ml_collections.FrozenConfigDict(config)
 
 
@@ -295,6 +326,9 @@ def differences(old: Any, new: Any) -> list[str]:
     ]
 
 
+_TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
 def arguments(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
     """The argument of a config file, `FILE.py:key=value,key=value`, read by its defaults' types.
 
@@ -309,15 +343,16 @@ def arguments(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
     values = ml_collections.ConfigDict(defaults)
     for number, part in enumerate(filter(None, (arg or "").split(","))):
         key, separator, text = part.partition("=")
+        if not defaults:
+            raise ValueError(f"config argument: this file takes none, got {part!r}")
         if not separator and number == 0:
             key, text = next(iter(defaults)), part
         choices("config argument", key, tuple(defaults))
         kind = type(defaults[key])
         try:
-            value = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)
-        except ValueError:
+            values[key] = _TRUTH[text.lower()] if kind is bool else kind(text)
+        except (KeyError, ValueError):
             raise ValueError(
                 f"config argument {key}: expected {kind.__name__}, got {text!r}"
             ) from None
-        values[key] = value
     return values

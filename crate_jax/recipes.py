@@ -147,6 +147,7 @@ def finetune(dataset: str, model: str = "crate-b8") -> ml_collections.ConfigDict
             has prepared.
         model: a named size of CRATE, CRATE-alpha or ViT.
     """
+    configuration.choices("dataset", dataset, tuple(FINETUNE_DATASETS))
     name, classes, epochs, train, val = FINETUNE_DATASETS[dataset]
     c = configuration.default()
     c.epochs = epochs

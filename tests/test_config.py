@@ -72,12 +72,27 @@ def test_unknown_keys_name_the_nearest_all_at_once():
         ({"steps": None}, "exactly one of steps and epochs"),
         ({"dtype": "float16"}, "dtype: expected one of float32, bfloat16"),
         ({"optimizer": 3}, "optimizer: expected a section"),
+        ({"label_smoothing": 1.0}, "label_smoothing: expected at least 0 and below 1, got 1.0"),
+        ({"accumulate": 0}, "accumulate: expected at least 1, got 0"),
+        ({"mixup": float("nan")}, "mixup: expected at least 0, got nan"),
+        ({"seed": -1}, "seed: expected 0 to 2^63 - 1, got -1"),
     ],
 )
 def test_wrong_values_are_named(changes, message):
     with pytest.raises(ValueError) as error:
         resolved(**changes)
     assert message in str(error.value)
+
+
+def test_numbers_out_of_range_are_named_all_at_once():
+    c = configuration.default()
+    c.steps = 10
+    c.optimizer.b1 = 1.5
+    c.evaluation.keep = 60.0  # per cent, which would be said at the first evaluation otherwise
+    with pytest.raises(ValueError) as error:
+        configuration.resolve(c)
+    assert "optimizer.b1: expected at least 0 and below 1, got 1.5" in str(error.value)
+    assert "evaluation.keep: expected 0 to 1, got 60.0" in str(error.value)
 
 
 def test_numbers_are_accepted_where_they_mean_the_same():
@@ -126,6 +141,10 @@ def test_arguments_of_a_config_file():
     assert read == ml_collections.ConfigDict({"model": "vit", "steps": 30, "flip": False})
     with pytest.raises(ValueError, match="steps: expected int, got 'x'"):
         configuration.arguments("steps=x", model="crate", steps=10)
+    with pytest.raises(ValueError, match="flip: expected bool, got 'maybe'"):
+        configuration.arguments("flip=maybe", flip=True)
+    with pytest.raises(ValueError, match="this file takes none, got 'vit'"):
+        configuration.arguments("vit")
 
 
 def test_model_section_keeps_head_dim_open():

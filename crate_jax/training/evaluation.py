@@ -99,7 +99,7 @@ class Evaluator:
         mesh: the devices.
         masks: whether batches have masks to score attention against.
         capture_images: measure the layers on at least so many images (the first ones), since
-            capturing costs memory and time; accuracy is always measured on all.
+            capturing costs memory and time; 0 for none. Accuracy is always measured on all.
         keep: the part of mass or area that the rules keep.
 
     Attributes:
@@ -117,6 +117,7 @@ class Evaluator:
         capture_images: int,
         keep: float,
     ):
+        masks = masks and capture_images > 0  # without layers there are no maps to score
         self.batches, self.mesh, self.masks = batches, mesh, masks
         self.capture_images, self.skipped = capture_images, []
         self._plain = make_measure(definition, mesh, capture=False, masks=False, keep=keep)
