@@ -22,9 +22,13 @@ from pathlib import Path
 
 from crate_jax.export.charts import Line, line_chart
 
-RULE_NAMES = {"mass": "60 % of mass", "area": "60 % of area"}
 HEAD_NAMES = {"best": "best head", "mean": "mean head", "single": "one head for all"}
 _IOU_NAME = re.compile(r"val/cls_iou/(mass|area)/(best|mean|single)/layer(\d+)$")
+
+
+def rule_names(keep: float) -> dict[str, str]:
+    """What the two rules keep, by rule: {"mass": "60 % of mass", "area": "60 % of area"}."""
+    return {rule: f"{100 * keep:g} % of {rule}" for rule in ("mass", "area")}
 
 
 class History:
@@ -130,7 +134,7 @@ def _interval_text(history: History, name: str, percent: bool = False) -> str:
     return f"95 % interval {text}"
 
 
-def comparison(history: History) -> dict | None:
+def comparison(history: History, keep: float) -> dict | None:
     """The bars: this network beside what needs no learning; None without a measured IoU."""
     layer = history.best_layer()
     if layer is None:
@@ -149,7 +153,7 @@ def comparison(history: History) -> dict | None:
             value = history.last[name]
             bars.append({"name": label, "value": value, "low": low, "high": high})
     note = (
-        "Best head of each image, 60 % of the attention's mass; the layer is the one that scores "
+        f"Best head of each image, {rule_names(keep)['mass']}; the layer is the one that scores "
         "highest. Against another image's object only the prior on place scores. Whiskers are 95 % "
         "bootstrap intervals over images."
     )
@@ -159,14 +163,14 @@ def comparison(history: History) -> dict | None:
 # -- layer by layer -------------------------------------------------------------------------------
 
 
-def layer_table(history: History) -> dict | None:
+def layer_table(history: History, keep: float) -> dict | None:
     """Layers by rule and head, with random weights beside; None without a measured IoU."""
     found = [m.groups() for name in history.last if (m := _IOU_NAME.match(name))]
     if not found:
         return None
     layers = sorted({int(layer) for _, _, layer in found})
     columns, rules = [], []
-    for rule, rule_name in RULE_NAMES.items():
+    for rule, rule_name in rule_names(keep).items():
         titles = []
         for head, head_name in HEAD_NAMES.items():
             if (rule, head) not in {key[:2] for key in found}:

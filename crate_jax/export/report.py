@@ -5,19 +5,17 @@ security policy says so to the browser), so they can be mailed, archived and ope
 """
 
 import io
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import jinja2
 import matplotlib
 import numpy as np
 from PIL import Image
 
 from crate_jax.export import history as metrics
-from crate_jax.export.files import write_atomically
 from crate_jax.export.overlays import COLORMAP, checked_image, data_uri, encode
+from crate_jax.export.pages import write_page
 from crate_jax.segmentation import attention, scoring
 
 _MOST_LAYERS = 6
@@ -39,6 +37,7 @@ def write_report(
     facts: Mapping[str, str] | None = None,
     environment: Mapping | None = None,
     reconstructions: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]] = (),
+    keep: float = attention.PAPER_FRACTION,
 ) -> Path:
     """Writes the report of a run.
 
@@ -59,6 +58,7 @@ def write_report(
         facts: short things worth knowing, label to text, shown below the heading.
         environment: versions and devices.
         reconstructions: of masked autoencoding: (image, masked, prediction), uint8[h, w, 3] each.
+        keep: the part of mass and of area that the two rules keep, here and in `history`.
 
     Returns:
         The path.
@@ -68,29 +68,30 @@ def write_report(
         OSError: the file cannot be written.
     """
     measured = metrics.History(history, summary)
-    shown = [_example(example) for example in examples]
+    shown = [_example(example, keep) for example in examples]
     layers = sorted({layer["number"] for example in shown for layer in example["layers"]})
     heads = max((len(layer["heads"]) for e in shown for layer in e["layers"]), default=1)
     best = measured.best_layer()
-    page = _render(
+    return write_page(
+        path,
         "report.html",
         title=title,
         lede=lede,
-        facts=list((facts or {}).items()),
+        facts=facts,
+        tables={"Configuration": config, "Environment": environment or {}},
+        rules=metrics.rule_names(keep),
         figures=metrics.headline(measured),
-        comparison=metrics.comparison(measured),
+        comparison=metrics.comparison(measured, keep),
         examples=shown,
         scored=any(example["object"] for example in shown),
         layers=layers,
         first_layer=best if best in layers else max(layers, default=None),
         columns=_columns(heads, 6),
         phone_columns=_columns(heads, 3),
-        table=metrics.layer_table(measured),
+        table=metrics.layer_table(measured, keep),
         chart_sections=metrics.chart_sections(measured),
         reconstructions=[_reconstruction(*pictures) for pictures in reconstructions],
-        tables=_tables({"Configuration": config, "Environment": environment or {}}),
     )
-    return write_atomically(path, page)
 
 
 def write_gallery(
@@ -126,49 +127,24 @@ def write_gallery(
         name = item["name"]
         shown.append({"name": name, "panels": panels, "confidences": confidences, "note": note})
     panel_columns = max((len(item["panels"]) for item in shown), default=1)
-    page = _render(
+    return write_page(
+        path,
         "gallery.html",
         title=title,
         lede=lede,
-        facts=list((facts or {}).items()),
+        facts=facts,
+        tables={"Settings": settings},
         items=shown,
         linked=any(not uri.startswith("data:") for item in shown for _, uri, _ in item["panels"]),
         panel_columns=min(panel_columns, 4),
         item_width=min(760, 210 * panel_columns),
-        tables=_tables({"Settings": settings}),
     )
-    return write_atomically(path, page)
-
-
-def _render(template: str, **values) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("crate_jax.export"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(**values)
 
 
 def _columns(heads: int, most: int) -> int:
     """Heads in a row: as many as fit, without a ragged last row where that can be had."""
     rows = -(-heads // most)
     return -(-heads // rows)
-
-
-def _tables(sections: Mapping[str, Mapping]) -> list[tuple[str, list[tuple[str, str]]]]:
-    tables = [(name, list(_flat(content))) for name, content in sections.items()]
-    return [(name, rows) for name, rows in tables if rows]
-
-
-def _flat(content: Mapping, prefix: str = ""):
-    for key, value in content.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{name}.")
-        else:
-            yield name, value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 # -- pictures -------------------------------------------------------------------------------------
@@ -215,7 +191,7 @@ def _shadow_png(kept: np.ndarray) -> str:
     return _indexed_png(kept, [_SHADOW, (0, 0, 0, 0)])
 
 
-def _example(example: Mapping) -> dict:
+def _example(example: Mapping, keep: float) -> dict:
     image = checked_image(example["image"])
     maps = np.asarray(example["maps"], np.float32)
     mask = example.get("mask")
@@ -228,7 +204,7 @@ def _example(example: Mapping) -> dict:
     if len(numbers) != len(maps):
         raise ValueError(f"expected a number for each of {len(maps)} layers; got {numbers}")
     chosen = _thinned(len(maps))
-    heads = _heads(maps[chosen], mask)
+    heads = _heads(maps[chosen], mask, keep)
     photo, small = _photo(image)
     label, predicted = example.get("label") or "", example.get("predicted") or ""
     return {
@@ -251,12 +227,12 @@ def _thinned(layers: int) -> list[int]:
     return [round(layers * (k + 1) / _MOST_LAYERS) - 1 for k in range(_MOST_LAYERS)]
 
 
-def _heads(maps: np.ndarray, mask: np.ndarray | None) -> list[list[dict]]:
+def _heads(maps: np.ndarray, mask: np.ndarray | None, fraction: float) -> list[list[dict]]:
     """Pictures of maps f[layers, heads, rows, columns], and their fit where the truth is known."""
     flat = maps.reshape(*maps.shape[:2], -1)
     shown = [[{"map": _map_png(head)} for head in layer] for layer in maps]
     for rule, keep in attention.RULES.items():
-        kept = np.asarray(keep(flat))
+        kept = np.asarray(keep(flat, fraction))
         fit = np.full(maps.shape[:2], np.nan)
         if mask is not None and mask.any():
             fit = scoring.class_iou(kept, mask.astype(int), maps.shape[2:])[1][0]

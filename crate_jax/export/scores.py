@@ -7,8 +7,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from crate_jax.export.files import write_atomically
-from crate_jax.export.report import _render, _tables
+from crate_jax.export.pages import write_page
 
 
 @dataclass(frozen=True)
@@ -65,13 +64,13 @@ def write_scores(
     Returns:
         The path.
     """
-    page = _render(
+    return write_page(
+        path,
         "scores.html",
         title=title,
         lede=lede,
-        facts=list((facts or {}).items()),
+        facts=facts,
+        tables={"Settings": settings, "Environment": environment},
         score_tables=tables,
         charts=[chart for chart in charts if chart.svg],
-        tables=_tables({"Settings": settings, "Environment": environment}),
     )
-    return write_atomically(path, page)

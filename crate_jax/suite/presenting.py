@@ -8,12 +8,13 @@ import rich.console
 import rich.table
 
 from crate_jax.export.charts import Line, line_chart
+from crate_jax.export.history import rule_names
 from crate_jax.export.scores import Chart, Table
 from crate_jax.suite import figures as fig
 from crate_jax.suite.figures import Figure, Figures
+from crate_jax.suite.findings import RULES
 from crate_jax.suite.measuring import Protocol
 
-_RULES = {"mass": "60 % of mass", "area": "60 % of area"}
 _CONTROLS = {"cls_iou_random": "random weights", "cls_iou_other": "another image"}
 _HEADS = {"best": "best head", "mean": "mean head", "single": "one head"}
 
@@ -36,10 +37,10 @@ def attention_table(figures: Figures, protocol: Protocol) -> Table | None:
     """IoU by layer: both rules, three ways over heads, random weights, baselines below."""
     if "cls_iou_all_ones" not in figures:
         return None
-    kinds = [(rule, head, "cls_iou") for rule in _RULES for head in _HEADS]
+    kinds = [(rule, head, "cls_iou") for rule in RULES for head in _HEADS]
     for kind in _CONTROLS:
         if any(name.startswith(kind) for name in figures):
-            kinds += [(rule, "best", kind) for rule in _RULES]
+            kinds += [(rule, "best", kind) for rule in RULES]
     columns = ["layer"]
     columns += [f"{rule}: {_CONTROLS.get(kind, _HEADS[head])}" for rule, head, kind in kinds]
     rows, best = [], []
@@ -114,7 +115,7 @@ def headline(figures: Figures, protocol: Protocol) -> dict[str, str]:
     at MaskCut's published tau, or the first that was asked for.
     """
     names = {}
-    for rule in _RULES:
+    for rule in RULES:
         pattern = re.compile(rf"cls_iou/{rule}/best/layer(\d+)$")
         found = {n: f.value for n, f in figures.items() if pattern.match(n)}
         if found:
@@ -134,7 +135,7 @@ def charts(
     """IoU and AP against the layer, AP against tau, and the headline figures against steps."""
     drawn = []
     layers = [layer + 1 for layer in protocol.attention_layers]
-    for rule, name in _RULES.items():
+    for rule, name in rule_names(protocol.keep).items():
         lines = [
             _line(
                 label,

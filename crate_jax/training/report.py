@@ -53,6 +53,7 @@ def write(
         examples=examples(config, data, definition, params),
         environment=environment(),
         reconstructions=reconstructions(config, data, definition, params),
+        keep=config.evaluation.keep,
     )
 
 

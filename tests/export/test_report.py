@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from crate_jax.export import charts, history, report
+from crate_jax.segmentation import attention
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_table_marks_the_best_layer_of_each_column():
             },
         ]
     )
-    table = history.layer_table(measured)
+    table = history.layer_table(measured, 0.6)
     assert [rule["columns"] for rule in table["rules"]] == [
         ["best head", "random weights"],
         ["mean head"],
@@ -82,6 +83,20 @@ def test_every_picture_of_every_layer_is_there(page):
     assert page.count('class="head best-mass') == 12 * 6
     assert page.count("<svg role") == 6
     assert 'id="layer-5" checked' in page
+
+
+def test_another_share_is_kept_and_named(run, page, tmp_path):
+    """`config.evaluation.keep` moves the figures; the page must not call them 60 %."""
+    few = {**run, "examples": run["examples"][:1], "config": {}}
+    path = report.write_report(tmp_path / "index.html", **few, keep=0.3)
+    text = path.read_text("utf-8")
+    assert "60 %" in page
+    assert "60 %" not in text
+    assert text.count("30 % of mass") >= 4
+    example = run["examples"][0]
+    kept = attention.keep_area(example["maps"][-1].reshape(len(example["maps"][-1]), -1), 0.3)
+    shadow = report._shadow_png(np.asarray(kept)[0].reshape(example["maps"].shape[2:]))
+    assert shadow in text
 
 
 def test_the_same_run_gives_the_same_bytes(run, page, tmp_path):
