@@ -44,6 +44,11 @@ class ImageModelConfig:
         object.__setattr__(self, "image_size", size)
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
+        for name in ("patch_size", "dim", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.classes < 0:
+            raise ValueError(f"classes: expected at least 0 (no head), got {self.classes}")
         if len(size) != 2 or any(s <= 0 or s % self.patch_size for s in size):
             raise ValueError(
                 f"image_size: expected multiples of patch_size {self.patch_size}, got {size}"

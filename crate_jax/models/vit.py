@@ -31,8 +31,8 @@ class ViT(Transformer):
     """Patch embedding, [CLS] and positions, MHSA and MLP layers with skips, LN, Linear.
 
     With `pool="cls"` features are LN(z)[CLS]; with `pool="mean"` they are LN(mean of the patch
-    tokens), timm's `fc_norm`. Weights start from a normal of deviation 0.02 truncated at two
-    deviations' bounds of 2 as in DINO, biases from zero.
+    tokens), timm's `fc_norm`. Weights start from a normal of deviation 0.02 (DINO truncates it at
+    +-2, a hundred deviations), biases from zero.
     """
 
     def __init__(

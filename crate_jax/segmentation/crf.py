@@ -77,6 +77,8 @@ def dense_crf(image, masks) -> np.ndarray:
             f"masks must be bool[m, {image.shape[0]}, {image.shape[1]}] like the image, got "
             f"{list(masks.shape)}. Upsample them to the image first (nearest)."
         )
+    if not len(masks):
+        return masks
     y, x = np.mgrid[: image.shape[0], : image.shape[1]].reshape(2, -1).astype(np.float64)
     colours = image.reshape(-1, 3).T / BILATERAL_RGB
     kernels = (

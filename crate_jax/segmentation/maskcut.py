@@ -6,6 +6,7 @@ as used for CRATE in arXiv 2308.16271, section 4.2. Each round solves one normal
 connected component of the most decided patch as the mask, and paints that mask over.
 """
 
+import operator
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -355,7 +356,14 @@ def _check(features, grid, tau, max_masks, ndim, keep_on_device=False):
             f"features must be f{wanted} and not empty, got shape {shape}. "
             "Put all heads side by side and drop the [CLS] token."
         )
-    rows, columns = grid
+    try:
+        rows, columns = (operator.index(side) for side in grid)
+        max_masks = operator.index(max_masks)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"grid must be two whole numbers (rows, columns) and max_masks one, got grid={grid!r}, "
+            f"max_masks={max_masks!r}."
+        ) from error
     n = shape[-2]
     if rows < 1 or columns < 1 or rows * columns != n:
         raise ValueError(

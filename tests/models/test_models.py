@@ -255,6 +255,12 @@ def test_faults_of_calls_are_named(shape, capture, message):
         model(jnp.zeros(shape), capture=capture)
 
 
+@pytest.mark.parametrize("field", ["patch_size", "dim", "depth", "heads"])
+def test_sizes_are_at_least_one(field):
+    with pytest.raises(ValueError, match=f"{field}: expected at least 1, got 0"):
+        variants.config("crate-testing", **{field: 0})
+
+
 def test_mae_faults_and_mask(run):
     model = tiny("crate-mae-testing")
     with pytest.raises(ValueError, match="expected one number for each patch"):

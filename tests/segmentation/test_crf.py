@@ -108,3 +108,7 @@ def test_holes_are_filled_and_changed_masks_dropped():
 def test_refused(image, masks, message):
     with pytest.raises(ValueError, match=message):
         refine(image, masks)
+
+
+def test_no_masks_stay_none():
+    assert refine(np.ones((8, 6, 3), np.uint8), np.zeros((0, 8, 6), bool)).shape == (0, 8, 6)

@@ -149,6 +149,8 @@ def test_not_finite(bad):
         (np.ones((72, 4)), GRID, {"max_masks": 0}, "max_masks must be at least 1"),
         (np.ones((2, 4)), (1, 2), {}, "at least 3 patches"),
         (np.ones((72, 4)), (-8, -9), {}, "grid"),
+        (np.ones((72, 4)), 72, {}, r"two whole numbers \(rows, columns\).*got grid=72"),
+        (np.ones((72, 4)), GRID, {"max_masks": 2.5}, "got .*max_masks=2.5"),
     ],
 )
 def test_refused(features, grid, options, message):
