@@ -21,6 +21,7 @@ import sys
 from collections.abc import Sequence
 
 from crate_jax import command_line
+from crate_jax.convert import arguments as declarations
 from crate_jax.suite import arguments
 
 
@@ -126,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _score(args: argparse.Namespace) -> dict:
     from crate_jax.suite import datasets, measuring, network, scoring
 
-    declared = arguments.declared(args)
+    declared = declarations.declared(args)
     steps = _of_run(args.checkpoint, args.steps)
     if args.dataset == "voc":
         data = datasets.VocLabels(args.root, args.split or "val", args.limit)

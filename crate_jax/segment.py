@@ -20,6 +20,7 @@ import sys
 from collections.abc import Sequence
 
 from crate_jax import command_line
+from crate_jax.convert import arguments as declarations
 from crate_jax.suite import arguments
 
 
@@ -144,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = images.find(args.images, exclude=args.out)
         folder = pathlib.Path(args.images).expanduser()
         folder = folder.parent if folder.is_file() else folder
-        net = network.load(args.checkpoint, **arguments.declared(args))
+        net = network.load(args.checkpoint, **declarations.declared(args))
         fields = segmenting.Options.__dataclass_fields__
         options = segmenting.Options(**{name: getattr(args, name) for name in fields})
         failed = segmenting.segment(net, folder, names, args.out, options, say=_say)

@@ -9,11 +9,11 @@ python -m crate_jax.convert --inspect=FILE
 """
 
 import argparse
+import os
 import sys
 
 from crate_jax import command_line
-from crate_jax.convert import files
-from crate_jax.convert.published import PUBLISHED
+from crate_jax.convert import arguments, files
 
 _FORMATS = """\
 sources   a run's directory, .safetensors, .npz; .pth and .pth.tar need the torch extra
@@ -36,47 +36,20 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--inspect", metavar="PATH", help="say what a file is, convert nothing")
     p.add_argument("--target", metavar="FILE", help="file to write; its suffix says the format")
     d = p.add_argument_group("declarations: what tensor shapes do not tell")
-    d.add_argument("--heads", type=int, help="number of heads")
-    d.add_argument("--pool", choices=("cls", "mean"))
-    d.add_argument(
-        "--image-size",
-        "--image_size",
-        type=_image_size,
-        metavar="SIZE|HEIGHT,WIDTH",
-        help="of the positions where their number fits; else they are resampled to it",
-    )
-    d.add_argument("--lambd", type=float, help="lambda of ISTA, where it is not the code's default")
-    d.add_argument("--step-size", "--step_size", type=float, help="eta of ISTA")
-    d.add_argument("--epsilon", type=float, help="of the LayerNorms in the layers")
-    d.add_argument("--head-epsilon", "--head_epsilon", type=float, help="CRATE-alpha's last norm")
-    d.add_argument("--nonlinearity", choices=("ista", "ista-soft-threshold"))
-    d.add_argument("--positions", choices=("size", "dino", "notebook"), help="rule of resampling")
-    d.add_argument("--published", metavar="NAME", help=f"a published file: {', '.join(PUBLISHED)}")
+    arguments.add_declarations(d.add_argument)
     o = p.add_argument_group("choices")
-    o.add_argument("--entry", help="which network of a file: teacher, student, ...")
-    o.add_argument("--step", type=int, help="which step of a run; the newest by default")
+    arguments.add_choices(o.add_argument)
     o.add_argument(
         "--drop-head", "--drop_head", action="store_true", help="leave the head out, to fine-tune"
     )
     return p
 
 
-def _image_size(text: str) -> int | tuple[int, int]:
-    try:
-        sizes = tuple(int(part) for part in text.replace("x", ",").split(","))
-        return sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1])
-    except (ValueError, IndexError) as error:
-        raise argparse.ArgumentTypeError(
-            f"expected an integer or HEIGHT,WIDTH, got {text!r}"
-        ) from error
-
-
 def main(argv: list[str] | None = None) -> int:
     """Converts or inspects; a user's error is one line on stderr and exit status 2."""
     p = parser()
-    arguments = vars(command_line.parse(p, argv))
-    source, target = arguments.pop("source"), arguments.pop("target")
-    inspected = arguments.pop("inspect")
+    args = command_line.parse(p, argv)
+    source, target, inspected = args.source, args.target, args.inspect
     if inspected is None and target is None:
         p.error("--source needs --target")
     if inspected is not None and target is not None:
@@ -87,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
             print(inspection.inspect(inspected))
         else:
-            print(convert(source, target, **arguments))
+            print(convert(source, target, drop_head=args.drop_head, **arguments.declared(args)))
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -98,6 +71,7 @@ def convert(source: str, target: str, **declared) -> str:
     """Reads, writes, and says what was done; see `checkpoints.load` for the declarations."""
     from crate_jax.convert import checkpoints, declare, stablehlo, weights
 
+    target = os.path.expanduser(target)
     exporting = target.endswith(stablehlo.SUFFIX)
     if not exporting:
         files.suffix(target)  # a wrong suffix is said before gigabytes are read

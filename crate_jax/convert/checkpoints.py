@@ -34,7 +34,7 @@ class Checkpoint:
 def read(path: str | os.PathLike, **declared: Any) -> Checkpoint:
     """A checkpoint file, or the directory of a run, with what the user declares; see `load`."""
     declare.check_names(declared, OPTIONS)
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()  # shells leave the ~ of --checkpoint=~/x alone
     options = {name: declared.pop(name, None) for name in OPTIONS}
     if path.is_dir():
         checkpoint = _read_workdir(path, options, declared)
@@ -162,7 +162,7 @@ def _read_workdir(path: pathlib.Path, options: dict, declared: dict) -> Checkpoi
         raise ValueError(str(error)) from error
     flat = {p: np.asarray(x) for p, x in names.flatten(params)}
     config = variants.from_dict(stored)
-    given = {k: v for k, v in declared.items() if v is not None}
+    given = {k: declare.plain(k, v) for k, v in declared.items() if v is not None}
     wrong = [
         f"{name}: declared as {value!r}, but the run's config says {getattr(config, name, None)!r}"
         for name, value in given.items()

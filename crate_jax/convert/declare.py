@@ -99,7 +99,7 @@ def declare(
             if name not in fields:
                 problems.append(f"{name}: {found.family} has none, got {value!r}")
                 continue
-            value = _plain(name, value)
+            value = plain(name, value)
             if name == "image_size" and source == "stored in the file":
                 source_size = value
             contradicts = name in values and name not in _CHOICES and values[name] != value
@@ -163,8 +163,12 @@ def misfits(found: Found, told: Mapping[str, Any]) -> list[str]:
     return weights.misfits(found.state, config, found.naming)
 
 
-def _plain(name: str, value: Any) -> Any:
-    """A declared value in the type that configs keep."""
+def plain(name: str, value: Any) -> Any:
+    """A declared value in the type that configs keep.
+
+    Raises:
+        ValueError: a value of another kind.
+    """
     expected = {"heads": "an integer", "image_size": "an integer or (height, width)"}
     expected |= {"mean": "three numbers", "std": "three numbers"}
     try:

@@ -12,16 +12,17 @@ import json
 import os
 import pathlib
 import re
-import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
+
+from crate_jax.export.files import whole
 
 DECLARATION = "crate_jax"  # the metadata entry that holds what tensors do not tell
 TARGETS = (".safetensors", ".npz", ".pth", ".pth.tar")
@@ -279,7 +280,6 @@ def write(
     """
     path, ending = pathlib.Path(path), suffix(path)
     text = "" if declaration is None else json.dumps(dict(declaration))
-    path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as temporary:
         if ending == ".safetensors":
             metadata = {"format": "pt"} | ({DECLARATION: text} if text else {})
@@ -293,22 +293,6 @@ def write(
             torch = _torch(f"writing {path.name}")
             tensors = {name: _to_tensor(torch, array) for name, array in state.items()}
             torch.save({"state_dict": tensors} if ending == ".pth.tar" else tensors, temporary)
-
-
-@contextlib.contextmanager
-def whole(path: pathlib.Path) -> Iterator[str]:
-    """A temporary name beside `path` that becomes it when all went well."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's own mode would hide it from others
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
 
 
 def _to_tensor(torch, array: np.ndarray):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
-from crate_jax.convert import files
+from crate_jax.export.files import whole
 from crate_jax.models import base
 from crate_jax.models.base import Transformer
 from crate_jax.segmentation import attention
@@ -58,10 +58,9 @@ def export(
     (batch,) = jax_export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.float32)
     exported = jax_export.export(jax.jit(apply), platforms=platforms)(images)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.whole(path) as temporary:
-        pathlib.Path(temporary).write_bytes(exported.serialize())
-        again = jax_export.deserialize(bytearray(pathlib.Path(temporary).read_bytes()))
+    with whole(path) as temporary:
+        temporary.write_bytes(exported.serialize())
+        again = jax_export.deserialize(bytearray(temporary.read_bytes()))
         sample = jax.random.normal(jax.random.key(0), (2, height, width, 3))
         expected, got = jax.jit(apply)(sample), again.call(sample)
         worst = max(

@@ -310,6 +310,8 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--val_fraction", type=float, default=0.0, help="of every class")
     command.add_argument("--drop_corrupt", action="store_true", help="leave out, and list")
     options = vars(command_line.parse(parser, arguments))
+    paths = ("tars", "source", "out")  # shells leave the ~ of --out=~/x alone
+    options |= {name: os.path.expanduser(options[name]) for name in paths if name in options}
     prepare = {"imagenet": imagenet, "folder": folder}[options.pop("command")]
     try:
         counts = prepare(**options)

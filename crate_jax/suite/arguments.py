@@ -4,7 +4,8 @@ import argparse
 import math
 import pathlib
 from collections.abc import Callable
-from typing import Any
+
+from crate_jax.convert import arguments
 
 
 def numbers(kind: Callable, name: str) -> Callable[[str], tuple]:
@@ -19,19 +20,6 @@ def numbers(kind: Callable, name: str) -> Callable[[str], tuple]:
             ) from None
 
     return parse
-
-
-def size(text: str) -> tuple[int, int]:
-    """480 or 320x480 (height x width), in pixels."""
-    try:
-        sides = tuple(int(side) for side in text.lower().split("x"))
-    except ValueError:
-        sides = ()
-    if len(sides) not in (1, 2) or min(sides) < 1:
-        raise argparse.ArgumentTypeError(
-            f"expected pixels, as 480 or HEIGHTxWIDTH such as 320x480, got {text!r}"
-        )
-    return sides * 2 if len(sides) == 1 else sides
 
 
 def path(text: str) -> pathlib.Path:
@@ -78,7 +66,7 @@ def add_input(add: Callable) -> None:
     """Adds what is fed to the network, by the `add_argument` of a parser or a group."""
     add(
         "--size",
-        type=size,
+        type=arguments.size,
         metavar="PX",
         help="images are resized to it, as 480 or 320x480 (height x width), rounded to patches. "
         "Default: 480 for networks trained at 224, else twice the training size",
@@ -109,9 +97,6 @@ def add_features(add: Callable) -> None:
     )
 
 
-_DECLARED = ("heads", "pool", "image_size", "lambd", "positions", "published", "entry", "step")
-
-
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Adds --checkpoint and the declarations of `crate_jax.load`."""
     parser.add_argument(
@@ -121,23 +106,5 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
         help="a run's directory, or a file: .safetensors, .npz, .pth, .pth.tar",
     )
     group = parser.add_argument_group("what a raw PyTorch file does not tell")
-    group.add_argument("--heads", type=positive, help="number of attention heads")
-    group.add_argument("--pool", choices=("cls", "mean"), help="what the head reads")
-    group.add_argument(
-        "--image-size", type=size, metavar="PX", help="training size, as 224 or 224x336"
-    )
-    group.add_argument("--lambd", type=float, help="lambda of ISTA")
-    group.add_argument(
-        "--positions",
-        choices=("size", "dino", "notebook"),
-        help="how positions are resampled to another size",
-    )
-    group.add_argument("--published", metavar="NAME", help="a published file's name: says it all")
-    group.add_argument("--entry", metavar="NAME", help="which of several networks in a file")
-    group.add_argument("--step", type=int, help="of a run; the newest if not given")
-
-
-def declared(args: argparse.Namespace) -> dict[str, Any]:
-    """What was declared, for `network.load`."""
-    given = {name: getattr(args, name, None) for name in _DECLARED}
-    return {name: value for name, value in given.items() if value is not None}
+    arguments.add_declarations(group.add_argument)
+    arguments.add_choices(group.add_argument)

@@ -306,7 +306,7 @@ def restore_params(
         lacking = "checkpoints/STEP" if config_file.is_file() else "config.json"
         raise CheckpointError(
             f"{workdir}: expected a run's directory with config.json and checkpoints/STEP, found "
-            f"no {lacking}; give --workdir of a finished or running training"
+            f"no {lacking}; give the workdir of a finished or running training"
         )
     if step is not None and step not in steps:
         raise CheckpointError(f"{workdir}: expected one of the steps {steps}, got {step}")

@@ -70,7 +70,7 @@ def train(
 
     # ---- Data: opened and checked before anything is compiled -----------------------------------
     model_config = variants.from_dict(config.model.to_dict())
-    directory = pathlib.Path(directory).absolute()
+    directory = pathlib.Path(directory).expanduser().absolute()
     with distributed.together("opening the data"):
         data = inputs.open_data(config, model_config)
         fresh = config.init_from and not checkpoint.complete_steps(directory)
@@ -265,7 +265,7 @@ def evaluate(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -
     config = configuration.resolve(config)
     mesh = sharding.make_mesh(config.fsdp)
     sharding.check_batch("evaluation.batch_size", config.evaluation.batch_size, mesh)
-    directory = pathlib.Path(directory).absolute()
+    directory = pathlib.Path(directory).expanduser().absolute()
     model_config = variants.from_dict(config.model.to_dict())
     data = inputs.open_data(config, model_config)
     params, saved, step = checkpoint.restore_params(directory)
@@ -275,10 +275,16 @@ def evaluate(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -
             + "\n  ".join(changes)
         )
     definition, _ = base.split(variants.abstract(model_config, dtype=config.dtype))
-    params = jax.device_put(params, sharding.state_shardings(mesh, params))
+    shardings = sharding.state_shardings(mesh, params)
+    params = jax.device_put(params, shardings)
     evaluator = inputs.make_evaluator(config, definition, data, mesh)
-    key = jax.random.key(config.seed)
-    values = evaluator(params, lambda: base.split(variants.build(model_config, key))[1])
+
+    def init(key):
+        return base.split(variants.build(model_config, key))[1]
+
+    # Born sharded, as in training: the same random network, on all processes.
+    random = jax.jit(init, out_shardings=shardings)
+    values = evaluator(params, lambda: random(jax.random.key(config.seed)))
     say(f"evaluated step {step}")
     console.print_evaluation(values)
     if jax.process_index() == 0:

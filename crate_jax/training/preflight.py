@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import ml_collections
+from clu import parameter_overview
 
 from crate_jax.config import Durations
 from crate_jax.training import checkpoint, evaluation, inputs, sharding
@@ -22,7 +23,7 @@ def check(
     evaluator: evaluation.Evaluator,
     directory: pathlib.Path,
 ) -> None:
-    """Reads a batch of each split, compiles the step and the evaluation, says what will happen.
+    """Lists the parameters, reads a batch of each split, compiles, says what will happen.
 
     Nothing is trained and nothing written.
 
@@ -35,6 +36,7 @@ def check(
         evaluator: of the run.
         directory: the workdir.
     """
+    say(parameter_overview.get_parameter_overview(template[0], include_stats=False))
     split = sharding.batch_sharding(evaluator.mesh)
     with data.batches() as batches:
         batch = next(batches)

@@ -8,6 +8,7 @@ import shutil
 import ml_collections
 
 from crate_jax import config as configuration
+from crate_jax.export.files import write_atomically
 
 CONFIG = "config.json"
 
@@ -69,13 +70,7 @@ def _cannot_write(directory: pathlib.Path, reason: str) -> str:
 
 def write_json(path: pathlib.Path, value: object) -> None:
     """Writes a JSON file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
 def _check_writable(directory: pathlib.Path) -> None:

@@ -1,5 +1,6 @@
 """`python -m crate_jax.convert`: what it prints, what it refuses, and the export."""
 
+import argparse
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ import pytest
 
 import crate_jax
 from crate_jax.convert import __main__ as command
-from crate_jax.convert import checkpoints
+from crate_jax.convert import arguments, checkpoints, declare
 from crate_jax.models import base, variants
 
 
@@ -66,7 +67,7 @@ def test_must_show(torch, reference_files, reference, tmp_path, capsys, run, err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("argv", "message"),
     [
         (["--source=SOURCE", "--target=x.safetensors"], "heads: undeclared"),
         (["--source=SOURCE", "--heads=4", "--target=x.onnx"], "expected a name ending in"),
@@ -74,10 +75,10 @@ def test_must_show(torch, reference_files, reference, tmp_path, capsys, run, err
         (["--source=SOURCE", "--target=x.npz", "--published=crate"], "published"),
     ],
 )
-def test_faults_are_one_message_and_status_2(arguments, message, reference_files, capsys):
+def test_faults_are_one_message_and_status_2(argv, message, reference_files, capsys):
     source = str(reference_files / "crate_mini.npz")
-    arguments = [a.replace("SOURCE", source) for a in arguments]
-    assert command.main(arguments) == 2
+    argv = [a.replace("SOURCE", source) for a in argv]
+    assert command.main(argv) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
     assert message in captured.err
@@ -85,11 +86,33 @@ def test_faults_are_one_message_and_status_2(arguments, message, reference_files
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--source=a"], ["--inspect=a", "--target=b"], ["--source=a", "--inspect=b"]]
+    "argv", [[], ["--source=a"], ["--inspect=a", "--target=b"], ["--source=a", "--inspect=b"]]
 )
-def test_usage(arguments):
+def test_usage(argv):
     with pytest.raises(SystemExit):
-        command.main(arguments)
+        command.main(argv)
+
+
+@pytest.mark.parametrize("text", ["1,2,3", "0", "24x", "big"])
+def test_a_size_is_one_or_two_numbers(text, capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--source=a", "--target=b.npz", f"--image-size={text}"])
+    assert f"HEIGHTxWIDTH such as 320x480, got {text!r}" in capsys.readouterr().err
+
+
+def test_every_declaration_of_the_command_line_is_one_of_load():
+    """`segment` and `score` take the same; what shapes do not tell must not be lost on the way."""
+    parser = argparse.ArgumentParser()
+    arguments.add_declarations(parser.add_argument)
+    arguments.add_choices(parser.add_argument)
+    argv = ["--heads=3", "--pool=mean", "--image-size=24x40", "--lambd=0.5", "--step-size=0.3"]
+    argv += ["--epsilon=1e-6", "--head-epsilon=1e-6", "--nonlinearity=ista", "--positions=dino"]
+    argv += ["--published=crate-demo", "--entry=teacher", "--step=7"]
+    given = arguments.declared(parser.parse_args(argv))
+    assert len(given) == len(argv)
+    assert given["image_size"] == (24, 40)
+    assert set(given) < {*declare.DECLARABLE, *checkpoints.OPTIONS}
+    assert arguments.declared(parser.parse_args([])) == {}
 
 
 def test_help_says_what_needs_pytorch(capsys):
@@ -100,8 +123,8 @@ def test_help_says_what_needs_pytorch(capsys):
 
 def test_image_size_and_pool_arguments(write, crate_state, tmp_path):
     source, target = write(crate_state(patches=15)), tmp_path / "y.npz"
-    arguments = ["--heads=3", "--image_size=24,40", "--pool=mean", "--lambd=0.5", "--drop-head"]
-    assert command.main([f"--source={source}", f"--target={target}", *arguments]) == 0
+    argv = ["--heads=3", "--image_size=24,40", "--pool=mean", "--lambd=0.5", "--drop-head"]
+    assert command.main([f"--source={source}", f"--target={target}", *argv]) == 0
     config = crate_jax.load(target).config
     assert (config.image_size, config.pool, config.lambd) == ((24, 40), "mean", 0.5)
     assert config.classes == 0

@@ -60,6 +60,8 @@ def test_declarations_are_the_runs(run_directory):
     assert crate_jax.load(run_directory, heads=3, positions="size").config.positions == "size"
     resized = crate_jax.load(run_directory, image_size=(32, 32))
     assert resized.positions[...].shape == (1, 17, 24)
+    with pytest.raises(ValueError, match="image_size: expected an integer or .*, got '88'"):
+        crate_jax.load(run_directory, image_size="88")  # not (8, 8)
     with pytest.raises(ValueError, match="published: expected a file, got the directory"):
         crate_jax.load(run_directory, published="crate-demo")
 

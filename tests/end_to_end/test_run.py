@@ -79,6 +79,15 @@ def test_evaluation_alone_repeats_the_last_figures(finished, capsys):
     assert "val/top1" in capsys.readouterr().out
 
 
+def test_evaluation_without_layers_in_a_home_folder(finished, monkeypatch):
+    """No image to capture means no figure of a layer; a shell leaves --workdir=~/run as it is."""
+    monkeypatch.setenv("HOME", str(finished.parent))
+    assert loop.evaluate(config(evaluation__capture_images=0), f"~/{finished.name}") == 0
+    alone = json.loads((finished / "eval.json").read_text())
+    assert set(alone) == {"step", "val/loss", "val/top1", "val/top5", "val/images"}
+    assert alone["val/loss"] == pytest.approx(runs.metrics(finished)[-1]["val/loss"], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -112,6 +121,7 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
     output = capsys.readouterr().out
     assert "memory" in output
     assert "9,490 parameters" in output
+    assert "layers/1/operator/dictionary" in output
 
 
 def test_workdir_that_is_a_file_or_of_unknown_origin(tmp_path):
