@@ -118,7 +118,7 @@ class CrateMAE(Transformer):
         """
         if mask_noise is None:
             return super().__call__(images, capture)
-        images = jnp.asarray(images)
+        images, mask_noise = jnp.asarray(images), jnp.asarray(mask_noise)
         layers.patch_grid(images, self.config.patch_size)  # raises where it does not fit
         patches = layers.patchify(images, self.config.patch_size)
         if mask_noise.shape != patches.shape[:2]:

@@ -60,10 +60,17 @@ def test_declarations_are_the_runs(run_directory):
     assert crate_jax.load(run_directory, heads=3, positions="size").config.positions == "size"
     resized = crate_jax.load(run_directory, image_size=(32, 32))
     assert resized.positions[...].shape == (1, 17, 24)
-    with pytest.raises(ValueError, match="image_size: expected an integer or .*, got '88'"):
+    with pytest.raises(ValueError, match=r"image_size: expected an integer or .*, got '88'"):
         crate_jax.load(run_directory, image_size="88")  # not (8, 8)
     with pytest.raises(ValueError, match="published: expected a file, got the directory"):
         crate_jax.load(run_directory, published="crate-demo")
+
+
+def test_a_home_folder_is_found(run_directory, monkeypatch):
+    """Shells leave the ~ of --checkpoint=~/run as it is."""
+    monkeypatch.setenv("HOME", str(run_directory.parent))
+    found = checkpoints.read(f"~/{run_directory.name}")
+    assert found.source == f"{run_directory} at step 20"
 
 
 def test_a_run_without_checkpoints(tmp_path):
