@@ -7,7 +7,8 @@
 
 The config says which data, by its section `data`; the network is the checkpoint's, at the config's
 image size. Features are `out["features"]`, what stands before the head: [CLS] or the mean token.
-Both splits are seen as in evaluation, without augmentation.
+Both splits are seen as in evaluation, without augmentation. A PyTorch file of which more than the
+heads must be declared is converted first (`python -m crate_jax.convert`).
 """
 
 import functools

@@ -259,7 +259,10 @@ def suffix(path: str | os.PathLike) -> str:
     for ending in sorted(TARGETS, key=len, reverse=True):
         if name.endswith(ending):
             return ending
-    raise ValueError(f"target {path}: expected a name ending in {', '.join(TARGETS)}")
+    raise ValueError(
+        f"target {path}: expected a name ending in {', '.join(TARGETS)}, or in .stablehlo for a "
+        "program without Python"
+    )
 
 
 def write(
