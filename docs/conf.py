@@ -1,0 +1,74 @@
+"""Sphinx builds the documentation from this: python -m sphinx -W docs docs/_build/html"""
+
+import pathlib
+import re
+import tomllib
+
+ROOT = pathlib.Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+VERSION = re.search(r'"(.+)"', (ROOT / "crate_jax" / "_version.py").read_text())[1]
+
+project = "crate_jax"
+author = PROJECT["authors"][0]["name"]
+copyright = f"{author}; Apache-2.0"  # noqa: A001  # Sphinx's name
+release = version = VERSION
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build"]
+myst_heading_anchors = 3
+myst_enable_extensions = ["deflist", "dollarmath"]
+default_role = "code"  # docstrings write `name` in single backticks
+smartquotes = False  # two hyphens begin an option
+nitpicky = True
+# Other projects' documentation is not fetched, so their names cannot be links.
+nitpick_ignore_regex = [(r"py:.*", r"(?!crate_jax\.).*")]
+
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_typehints_format = "short"
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+copybutton_prompt_text = "$ "
+
+html_theme = "furo"
+html_title = f"crate_jax {VERSION}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sphinx = False
+html_theme_options = {
+    "source_repository": PROJECT["urls"]["Source"],
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
+
+
+def as_rest(app, what, name, obj, options, lines):
+    """Docstrings are plain text: what reStructuredText would take for markup is escaped.
+
+    An indented block after an empty line, such as a command, is shown as it stands. Runs before
+    napoleon, which reads the sections Args, Returns, Raises.
+    """
+    out, literal = [], False
+    for number, line in enumerate(lines):
+        indented = line.startswith("    ") and what == "module"
+        if indented and not literal and not lines[number - 1].strip():
+            out += ["::", ""]
+            literal = True
+        elif line.strip() and not indented:
+            literal = False
+        if not literal:
+            parts = re.split(r"(`[^`]*`)", line)
+            parts[::2] = [re.sub(r"([*|]|(?<=\w)_(?!\w))", r"\\\1", text) for text in parts[::2]]
+            line = "".join(parts)
+        out.append(line)
+    lines[:] = out
+
+
+def setup(app):
+    """Sphinx's hook."""
+    app.connect("autodoc-process-docstring", as_rest, priority=100)
