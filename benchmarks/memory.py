@@ -1,13 +1,16 @@
-"""What a training step needs in device memory, by count and by the compiler, without running it.
+"""What a training step needs in device memory, counted from shapes; nothing is run.
 
-    python -m benchmarks.memory --config=configs/imagenet_b.py --batch-sizes 8 16
-    python -m benchmarks.memory --config=configs/imagenet21k_b8.py --remat=full --dtype=float32
+    python -m benchmarks.memory --config configs/imagenet_b.py configs/imagenet_l.py
+    python -m benchmarks.memory --config configs/imagenet21k_b8.py --dtype float32 --remat none full
+    python -m benchmarks.memory --config configs/imagenet_b.py --dtype float32 --compile 8 16
 
-Per device, parameters and optimizer state (`state`) and gradients are counted from shapes, exactly.
-`work` is what the compiler plans beside the state and the batch (activations and gradients), for
-the default backend: a CPU's compiler computes bfloat16 in float32 and fuses other operations than a
-GPU's or a TPU's, so that there only the comparison of rows is worth something. Two batch sizes tell
-the part that grows: `work an image`.
+`state` is parameters and optimizer state and `gradients` what their name says, both on each of
+`--fsdp` devices; `kept` is what the forward pass keeps for the backward pass, for an image: what
+`jax.vjp` hands over. A step needs about state + gradients + kept x the images that a device holds
+at once, and room to work in. The compiler may keep less, by computing cheap things twice, or more,
+for its own ends: `--compile` shows its plan for two batch sizes (`work` is all but state and batch)
+for the default backend. A CPU's compiler undoes rematerialisation and computes bfloat16 in float32,
+so that there only `--remat none --dtype float32` says anything.
 """
 
 import argparse
@@ -21,6 +24,8 @@ from crate_jax.models import base, variants
 from crate_jax.training import optim, sharding
 from crate_jax.training import step as steps
 
+MIB, GIB = 2**20, 2**30
+
 
 def main():
     parser = argparse.ArgumentParser(
@@ -29,73 +34,108 @@ def main():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", required=True, nargs="+", help="FILE.py or FILE.py:ARGUMENT")
-    parser.add_argument("--batch-sizes", type=int, nargs="*", default=[], help="none: only count")
-    parser.add_argument("--remat", choices=("none", "dots", "full"), nargs="+", default=["none"])
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--accumulate", type=int, default=1)
-    parser.add_argument("--fsdp", type=int, default=1)
+    remats = ("none", "dots", "full")
+    parser.add_argument("--remat", choices=remats, nargs="+", default=remats)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--fsdp", type=int, default=1, help="devices that the state is split over")
+    parser.add_argument("--compile", type=int, nargs=2, metavar="BATCH", help="two batch sizes")
     a = parser.parse_args()
-    print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, {a.dtype}, fsdp {a.fsdp}")
-    columns = ("parameters", "state GiB", "gradients GiB", "batch", "work GiB", "MiB an image")
-    print(f"{'config':30} {'remat':6}" + "".join(f"{name:>15}" for name in columns))
+    print(f"{'config':28}{'parameters':>12}{'state':>10}{'gradients':>10}   kept an image, {a.dtype}")
     for name in a.config:
-        for remat in a.remat:
-            for row in rows(name, remat, a):
-                cells = "".join(f"{cell:>15}" for cell in row)
-                print(f"{name.removeprefix('configs/'):30} {remat:6}{cells}", flush=True)
+        config = train_step.load(name, dtype=a.dtype)
+        row = counted(config, a.fsdp)
+        kept = [
+            f"{remat} {kept_an_image(train_step.load(name, dtype=a.dtype, remat=remat)) / MIB:.1f}"
+            for remat in a.remat
+        ]
+        print(
+            f"{name.removeprefix('configs/'):28}{row['parameters']:>12,}"
+            f"{row['state'] / GIB:>6.2f} GiB{row['gradients'] / GIB:>6.2f} GiB   "
+            + ", ".join(kept)
+            + " MiB",
+            flush=True,
+        )
+        for remat in a.remat if a.compile else ():
+            first, second = a.compile
+            work = [
+                planned(train_step.load(name, dtype=a.dtype, remat=remat), size)
+                for size in a.compile
+            ]
+            slope = (work[1] - work[0]) / (second - first)
+            print(
+                f"    compiled for {jax.devices()[0].device_kind}, remat {remat}: work "
+                f"{work[0] / GIB:.2f} GiB at {first}, {work[1] / GIB:.2f} GiB at {second}, "
+                f"{slope / MIB:.1f} MiB an image",
+                flush=True,
+            )
 
 
-def rows(name, remat, a):
-    """Cells of the table for one config: counted, then one row a batch size."""
-    changes = {"remat": remat, "dtype": a.dtype, "accumulate": a.accumulate, "fsdp": a.fsdp}
-    config = train_step.load(name, **changes)
-    model_config = variants.from_dict(config.model.to_dict())
-    definition, _ = base.split(variants.abstract(model_config, dtype=a.dtype, remat=remat))
-    optimizer = optim.optimizer(config.optimizer, lambda _: config.optimizer.learning_rate)
+def counted(config, fsdp=1):
+    """{"parameters": numbers in all, "state" and "gradients": bytes on a device}."""
+    shapes = _shapes(config)
+    # A mesh without devices: splitting is arithmetic.
+    mesh = jax.sharding.AbstractMesh((1, fsdp), ("data", "fsdp"))
 
-    def init(key):
-        params = base.split(variants.build(model_config, key))[1]
-        return params, steps.initial(optimizer, params, steps.figure_names(config))
+    def held(tree):
+        places = jax.tree.leaves(sharding.state_shardings(mesh, tree))
+        return sum(
+            leaf.dtype.itemsize * math.prod(place.shard_shape(leaf.shape))
+            for leaf, place in zip(jax.tree.leaves(tree), places, strict=True)
+        )
 
-    mesh = sharding.make_mesh(a.fsdp)
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    places = sharding.state_shardings(mesh, shapes)
-    template = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        shapes,
-        places,
-    )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes[0]))
-    counted = [
-        f"{parameters:,}",
-        f"{held(template) / 2**30:.3f}",
-        f"{held(template[0]) / 2**30:.3f}",
-    ]
-    if not a.batch_sizes:
-        yield [*counted, "", "", ""]
+    return {"parameters": parameters, "state": held(shapes), "gradients": held(shapes[0])}
+
+
+def kept_an_image(config):
+    """Bytes that one more image of a batch makes the forward pass keep."""
+    model_config = variants.from_dict(config.model.to_dict())
+    abstract = variants.abstract(model_config, dtype=config.dtype, remat=config.remat)
+    definition, params = base.split(abstract)
+    objective = steps.objective(config)
+
+    def kept(size):
+        def backward(params, batch):
+            def loss(params):
+                return objective(base.merge(definition, params), batch, jax.random.key(0))[0]
+
+            return jax.vjp(loss, params)[1]
+
+        leaves = jax.tree.leaves(jax.eval_shape(backward, params, _batch(model_config, size)))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+    return kept(2) - kept(1)
+
+
+def planned(config, size):
+    """Bytes that the compiler plans for a step beside its arguments, on one device."""
+    model_config = variants.from_dict(config.model.to_dict())
+    abstract = variants.abstract(model_config, dtype=config.dtype, remat=config.remat)
     step = steps.make_step(
-        definition, steps.objective(config), optimizer, seed=0, accumulate=a.accumulate
+        base.split(abstract)[0],
+        steps.objective(config),
+        optim.optimizer(config.optimizer, lambda _: config.optimizer.learning_rate),
+        seed=0,
     )
-    step = jax.jit(step, donate_argnums=(0, 1), out_shardings=places)
-    split, before = sharding.batch_sharding(mesh), None
-    for size in a.batch_sizes:
-        shape = (size, *model_config.image_size, 3)
-        batch = {
-            "image": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split),
-            "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=split),
-        }
-        work = step.lower(*template, batch).compile().memory_analysis().temp_size_in_bytes
-        slope = "" if before is None else f"{(work - before[1]) / (size - before[0]) / 2**20:.1f}"
-        yield [*counted, size, f"{work / 2**30:.3f}", slope]
-        before = size, work
+    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(
+        *_shapes(config), _batch(model_config, size)
+    )
+    return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
-def held(tree):
-    """Bytes of a tree on the device that has most of it, which is every device."""
-    return sum(
-        leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
-        for leaf in jax.tree.leaves(tree)
-    )
+def _shapes(config):
+    """Parameters and training state, as shapes."""
+    params = base.split(variants.abstract(variants.from_dict(config.model.to_dict())))[1]
+    optimizer = optim.optimizer(config.optimizer, lambda _: config.optimizer.learning_rate)
+    figures = steps.figure_names(config)
+    return params, jax.eval_shape(lambda p: steps.initial(optimizer, p, figures), params)
+
+
+def _batch(model_config, size):
+    return {
+        "image": jax.ShapeDtypeStruct((size, *model_config.image_size, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+    }
 
 
 if __name__ == "__main__":

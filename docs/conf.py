@@ -25,10 +25,14 @@ myst_enable_extensions = ["deflist", "dollarmath"]
 default_role = "code"  # docstrings write `name` in single backticks
 smartquotes = False  # two hyphens begin an option
 nitpicky = True
-# Other projects' documentation is not fetched, so their names cannot be links.
-nitpick_ignore_regex = [(r"py:.*", r"(?!crate_jax\.).*")]
+# Other projects' documentation is not fetched, so their names cannot be links; nor can private ones.
+nitpick_ignore_regex = [(r"py:.*", r"(?!crate_jax\.).*"), (r"py:.*", r".*\._\w+")]
 
-autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_default_options = {
+    "members": True,
+    "member-order": "bysource",
+    "special-members": "__call__",
+}
 autodoc_typehints_format = "short"
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
@@ -51,11 +55,12 @@ def as_rest(app, what, name, obj, options, lines):
     """Docstrings are plain text: what reStructuredText would take for markup is escaped.
 
     An indented block after an empty line, such as a command, is shown as it stands. Runs before
-    napoleon, which reads the sections Args, Returns, Raises.
+    napoleon, which reads the sections that follow, Args and the like.
     """
-    out, literal = [], False
+    out, literal, sections = [], False, False
     for number, line in enumerate(lines):
-        indented = line.startswith("    ") and what == "module"
+        sections = sections or re.fullmatch(r"(Args|Attributes|Returns|Raises|Yields):", line)
+        indented = line.startswith("    ") and not sections
         if indented and not literal and not lines[number - 1].strip():
             out += ["::", ""]
             literal = True

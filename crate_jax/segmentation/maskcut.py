@@ -86,13 +86,15 @@ def maskcut(
     most 1 % of the patches. (6) Paint it, subtract the earlier masks.
 
     The default reproduces the published code, with these quirks:
-      - a dropped mask is not painted, so the next round finds it again and keeps it (there is
-        no previous mask left to overlap with);
-      - overlap is tested with the previous round only;
-      - the first mask has no size filter: one isolated patch can be a whole mask (`tiny`);
-      - painted patches stay in the graph as a block with mu = 1 - painted/n, which at large
-        areas is the next eigenvector itself, and later rounds find nothing;
-      - with the sign fixed, "invert if the seed is background" never applies.
+
+    - a dropped mask is not painted, so the next round finds it again and keeps it (there is
+      no previous mask left to overlap with);
+    - overlap is tested with the previous round only;
+    - the first mask has no size filter: one isolated patch can be a whole mask (`tiny`);
+    - painted patches stay in the graph as a block with mu = 1 - painted/n, which at large
+      areas is the next eigenvector itself, and later rounds find nothing;
+    - with the sign fixed, "invert if the seed is background" never applies.
+
     The published code leaves the sign to LAPACK; fixing it is the one deviation.
 
     Args:

@@ -50,7 +50,7 @@ def test_metric_names(finished):
     assert last["val/images"] == 24
     training = runs.metrics(finished)[-2]
     assert set(training) == {"step", "train/loss", "train/top1", "train/learning_rate"}
-    readme = (runs.ROOT / "README.md").read_text()
+    page = (runs.ROOT / "docs" / "training.md").read_text()
     stems = {name.split("/layer")[0] for name in expected | set(training)} - {"step"}
     for stem in stems:
         for value, pattern in (
@@ -60,7 +60,7 @@ def test_metric_names(finished):
             ("mean", "HEAD"),
         ):
             stem = stem.replace(f"/{value}", f"/{pattern}")
-        assert f"`{stem}" in readme, stem
+        assert f"`{stem}" in page, stem
 
 
 def test_report_shows_the_run(finished):
