@@ -40,7 +40,8 @@ def main():
     parser.add_argument("--fsdp", type=int, default=1, help="devices that the state is split over")
     parser.add_argument("--compile", type=int, nargs=2, metavar="BATCH", help="two batch sizes")
     a = parser.parse_args()
-    print(f"{'config':28}{'parameters':>12}{'state':>10}{'gradients':>10}   kept an image, {a.dtype}")
+    head = f"{'config':28}{'parameters':>12}{'state':>10}{'gradients':>10}"
+    print(f"{head}   kept an image, {a.dtype}")
     for name in a.config:
         config = train_step.load(name, dtype=a.dtype)
         row = counted(config, a.fsdp)

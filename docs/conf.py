@@ -4,13 +4,15 @@ import pathlib
 import re
 import tomllib
 
+from docutils import nodes
+
 ROOT = pathlib.Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-VERSION = re.search(r'"(.+)"', (ROOT / "crate_jax" / "_version.py").read_text())[1]
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "crate_jax" / "_version.py").read_text())[1]
 
 project = "crate_jax"
 author = PROJECT["authors"][0]["name"]
-copyright = f"{author}; Apache-2.0"  # noqa: A001  # Sphinx's name
+copyright = f"{author}; Apache-2.0"
 release = version = VERSION
 
 extensions = [
@@ -25,7 +27,7 @@ myst_enable_extensions = ["deflist", "dollarmath"]
 default_role = "code"  # docstrings write `name` in single backticks
 smartquotes = False  # two hyphens begin an option
 nitpicky = True
-# Other projects' documentation is not fetched, so their names cannot be links; nor can private ones.
+# Other projects' documentation is not fetched, so their names cannot be links; private ones neither.
 nitpick_ignore_regex = [(r"py:.*", r"(?!crate_jax\.).*"), (r"py:.*", r".*\._\w+")]
 
 autodoc_default_options = {
@@ -74,6 +76,28 @@ def as_rest(app, what, name, obj, options, lines):
     lines[:] = out
 
 
+def short_types(app, what, name, obj, options, signature, returns):
+    """Signatures with ArrayLike instead of all that it stands for."""
+
+    def short(text):
+        return text and re.sub(
+            r"~?[\w.]*\bArray \| ~?[\w.]*ndarray(?: \| ~?[\w.]+)* \| complex",
+            "ArrayLike",
+            text,
+        )
+
+    return short(signature), short(returns)
+
+
+def en_dashes(app, doctree):
+    """Two hyphens between a parameter and its text, the only ones that Sphinx itself writes."""
+    for text in list(doctree.findall(nodes.Text)):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(" \N{EN DASH} "))
+
+
 def setup(app):
     """Sphinx's hook."""
     app.connect("autodoc-process-docstring", as_rest, priority=100)
+    app.connect("autodoc-process-signature", short_types)
+    app.connect("doctree-read", en_dashes)

@@ -1,7 +1,7 @@
 """What a run's metrics say, arranged for the report: figures, the table of layers, curves.
 
 Reads the lines of `metrics.jsonl`: dictionaries with `step` and metrics by name. Names are those
-of the README; layers count from 01, and an interval is `<name>/low` and `<name>/high`:
+of docs/training.md; layers count from 01, and an interval is `<name>/low` and `<name>/high`:
 
     train/loss, train/top1, val/loss, val/top1, val/top5
     val/cls_iou/RULE/HEAD/layerNN           RULE mass|area, HEAD best|mean|single

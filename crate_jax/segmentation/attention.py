@@ -4,7 +4,7 @@ Everything works on captured arrays of one layer: `query` and `key`, which for C
 subspace coordinates w = LN(z) U. Only the [CLS] row of the attention is ever computed, so memory
 is O(heads x n), not O(heads x n^2). All functions are pure and may be called under `jax.jit`.
 
-Protocol: PROTOCOLS.md section 3; arXiv 2308.16271 (CRATE) and 2104.14294 (DINO).
+Protocol: docs/protocols.md section 3; arXiv 2308.16271 (CRATE) and 2104.14294 (DINO).
 """
 
 import jax

@@ -1,6 +1,6 @@
 """Class-agnostic average precision as COCO counts it, for boxes and for masks.
 
-The counting is pycocotools' own; this file prepares what it reads. PROTOCOLS.md section 4:
+The counting is pycocotools' own; this file prepares what it reads. docs/protocols.md section 4:
 all ground truth is one class, a mask's box is its tight box, and every mask has score 1.
 """
 

@@ -94,7 +94,7 @@ def layer_index(config: ImageModelConfig, layer: int | None, method: str) -> int
     """The layer in [0, depth) that is analysed.
 
     None: where the published figures look. [CLS] attention: the penultimate layer of a CRATE, the
-    last of a ViT (PROTOCOLS.md section 3: not like for like; `score` measures every layer).
+    last of a ViT (docs/protocols.md section 3: not like for like; `score` measures every layer).
     MaskCut and parts: the last.
 
     Args:

@@ -24,6 +24,7 @@ from crate_jax import main, recipes
 from crate_jax.models import variants
 
 ROOT = pathlib.Path(__file__).parents[2]
+RAN: set[tuple] = set()  # (module, method or dataset)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -111,10 +112,14 @@ def runnable(module, options):
     target = getattr(options, "target", None) or ""
     if target.endswith((".pth", ".pth.tar")) and importlib.util.find_spec("torch") is None:
         return "PyTorch is not installed"
+    kind = (module, getattr(options, "method", None) or getattr(options, "dataset", None))
+    if kind[1] and kind in RAN:
+        return "such a command ran on another page"
+    RAN.add(kind)
     if module == "crate_jax.score":
         if options.dataset != "scenes":
             return f"{options.dataset} is not here"
-        return ["--limit=3", "--samples=10", "--no-random"]
+        return ["--limit=3", "--samples=10", "--no-random", "--layers=-1"]
     if module == "crate_jax.data.prepare":
         return [] if options.command == "folder" else "ImageNet is not here"
     if module in ("crate_jax.segment", "crate_jax.convert"):
@@ -204,5 +209,3 @@ def launch(script, variables, arguments):
     config, workdir = variables["CONFIG"], variables["WORKDIR"]
     absl("crate_jax.main", [f"--config={config}", f"--workdir={workdir}", *arguments])
     return "needs accelerators; ran dry"
-
-

@@ -1,8 +1,8 @@
 """Every code block of README.md and docs/ is run, page by page, in order, in one folder a page.
 
 The folder holds what the pages speak of: a run, images, class folders, a PyTorch state dict. Python
-blocks share a namespace a page. Commands: see `commands.py`; those that were only read, and why, are
-printed (`pytest -rP tests/docs/test_blocks.py`).
+blocks share a namespace a page. Commands: see `commands.py`; those that were only read, and why,
+are printed (`pytest -rP tests/docs/test_blocks.py`).
 """
 
 import re
@@ -15,7 +15,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 from crate_jax.training import loop
 from tests.docs import commands
-from tests.end_to_end import pictures, runs, tiny_config
+from tests.end_to_end import pictures, tiny_config
 
 ROOT = commands.ROOT
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -86,7 +86,7 @@ def test_blocks(page, things, tmp_path, monkeypatch):
         "python -m crate_jax.main --config=configs/scenes_tiny.py --workdir=x --modus=eval",
         "python -m crate_jax.main --config=configs/scenes_tiny.py:size=3 --workdir=x",
         "python -m crate_jax.main --config=configs/scenes_tiny.py",
-        "python -m crate_jax.main --config=configs/scenes_tiny.py --workdir=x --config.model.pool=x",
+        "python -m crate_jax.main --config=configs/alpha_b.py --workdir=x --config.model.pool=x",
         "python -m crate_jax.segment --checkpoint=x --images=y --out=z --method=magic",
         "python -m crate_jax.convert --inspct=x",
         "python -m benchmarks.memory --config configs/no_such.py",
@@ -97,5 +97,5 @@ def test_blocks(page, things, tmp_path, monkeypatch):
     ],
 )
 def test_wrong_commands_are_found(command):
-    with pytest.raises(Exception):  # noqa: B017, PT011
+    with pytest.raises(Exception):  # noqa: B017
         list(commands.check(*found) for found in commands.split(command))

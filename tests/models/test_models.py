@@ -80,7 +80,7 @@ def test_query_is_key_for_mssa_only():
 
 
 def plain_crate(params, x, heads, patch=8, eps=1e-5, eta=0.1, lambd=0.1):
-    """CRATE in NumPy, float64, from PROTOCOLS section 1; images f[h, w, 3] -> tokens per layer."""
+    """CRATE in NumPy, float64, by protocols.md section 1; images f[h, w, 3] -> tokens per layer."""
 
     def norm(z, p):
         mean, var = z.mean(-1, keepdims=True), z.var(-1, keepdims=True)

@@ -7,7 +7,7 @@ import pytest
 
 from crate_jax.models import base, variants
 
-# Weights, biases, norms, [CLS] and positions. Those of PROTOCOLS section 1 equal the papers'.
+# Weights, biases, norms, [CLS] and positions. Those of protocols.md section 1 equal the papers'.
 PARAMETERS = {
     "crate-t16": 6_090_856,
     "crate-s16": 13_116_328,
@@ -66,7 +66,7 @@ def test_parameter_count(name):
 
 
 def by_hand(d, patch, depth, classes):
-    """CRATE's parameters, counted from PROTOCOLS section 1."""
+    """CRATE's parameters, counted from protocols.md section 1."""
     p, n = 3 * patch**2, (224 // patch) ** 2
     embed = 2 * p + (p * d + d) + 2 * d + d + (1 + n) * d
     layer = 2 * d + d * d + (d * d + d) + 2 * d + d * d

@@ -47,7 +47,7 @@ def dense_cut(features, tau, alive):
 
 
 def dense_maskcut(features, grid, tau, max_masks=3, corrected=False):
-    """PROTOCOLS section 4, step by step; `corrected` per maskcut's docstring."""
+    """protocols.md section 4, step by step; `corrected` per maskcut's docstring."""
     features = np.array(features, np.float32)
     rows, columns = grid
     painted = np.zeros(grid, bool)
