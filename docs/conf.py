@@ -27,7 +27,7 @@ myst_enable_extensions = ["deflist", "dollarmath"]
 default_role = "code"  # docstrings write `name` in single backticks
 smartquotes = False  # two hyphens begin an option
 nitpicky = True
-# Other projects' documentation is not fetched, so their names cannot be links; private ones neither.
+# Other projects' documentation is not fetched, so their names are no links; nor are private ones.
 nitpick_ignore_regex = [(r"py:.*", r"(?!crate_jax\.).*"), (r"py:.*", r".*\._\w+")]
 
 autodoc_default_options = {

@@ -1,10 +1,10 @@
 """How well maps and masks fit objects: intersection over union, baselines and intervals.
 
-The protocol is that of docs/protocols.md, section 3 (arXiv 2308.16271): patches kept by a rule
-are brought to the image by nearest upsampling and compared with the object; **the best head is chosen anew for
-every object** (every semantic class of every image), then IoU is averaged over the classes of an
-image and over images. That figure grows with the number of heads, so the mean over heads, one head
-chosen for the whole set, and the baselines belong beside it.
+The protocol is that of docs/protocols.md, section 3 (arXiv 2308.16271): patches kept by a rule are
+brought to the image by nearest upsampling and compared with the object; **the best head is chosen
+anew for every object** (every semantic class of every image), then IoU is averaged over the classes
+of an image and over images. That figure grows with the number of heads, so the mean over heads, one
+head chosen for the whole set, and the baselines belong beside it.
 
 Conventions, everywhere in this file:
 
