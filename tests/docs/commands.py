@@ -205,7 +205,8 @@ def launch(script, variables, arguments):
         text=True,
         check=True,
     )
-    assert "-m crate_jax.main" in done.stdout
-    config, workdir = variables["CONFIG"], variables["WORKDIR"]
+    assert "crate_jax.main" in done.stdout
+    default = re.search(r"^CONFIG=\$\{CONFIG:-(\S+)\}$", (ROOT / script).read_text(), re.MULTILINE)
+    config, workdir = variables.get("CONFIG", default[1]), variables["WORKDIR"]
     absl("crate_jax.main", [f"--config={config}", f"--workdir={workdir}", *arguments])
     return "needs accelerators; ran dry"

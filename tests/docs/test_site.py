@@ -141,7 +141,7 @@ def test_memory_table():
         *("imagenet21k_s8", "imagenet21k_b8", "alpha_b", "mae_b"),
     ):
         counted = memory.counted(train_step.load(f"configs/{name}.py"))
-        gibibytes = [f"{counted[part] / 2**30:.2f} GiB" for part in ("state", "gradients")]
+        gibibytes = [f"{counted[part] / 2**30:.2f}" for part in ("state", "gradients")]
         assert row_of("training.md", name)[2:5] == [f"{counted['parameters']:,}", *gibibytes]
     # Lion keeps one moment beside the parameters; a few scalars come on top.
     b16 = memory.counted(train_step.load("configs/imagenet_b.py"))
@@ -154,7 +154,7 @@ def test_memory_table():
 def test_what_is_kept_for_the_backward_pass():
     """One figure of the table, the same by hand, and the order of the three kinds."""
     full = memory.kept_an_image(train_step.load("configs/imagenet_t.py", remat="full"))
-    assert row_of("training.md", "imagenet_t")[7] == f"{full / 2**20:.1f} MiB"
+    assert row_of("training.md", "imagenet_t")[7] == f"{full / 2**20:.1f}"
     # By hand: the input of each layer in bfloat16, and the patch embedding: pixels in float32 and
     # bfloat16, and what two LayerNorms read and leave in float32. Less than 1 % are small things.
     inputs, embedding = 12 * 197 * 384 * 2, 196 * 768 * (4 + 2) + 3 * 196 * 384 * 4
