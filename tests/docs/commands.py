@@ -7,7 +7,7 @@ is an error. What is not run is listed with the reason by `Checked`.
 
 import argparse
 import dataclasses
-import importlib
+import importlib.util
 import os
 import pathlib
 import re
@@ -20,7 +20,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from crate_jax import config as configuration
-from crate_jax import main, recipes
+from crate_jax import command_line, main, recipes
 from crate_jax.models import variants
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -122,7 +122,7 @@ def runnable(module, options):
         return ["--limit=3", "--samples=10", "--no-random", "--layers=-1"]
     if module == "crate_jax.data.prepare":
         return [] if options.command == "folder" else "ImageNet is not here"
-    if module in ("crate_jax.segment", "crate_jax.convert"):
+    if module in ("crate_jax", "crate_jax.keys", "crate_jax.segment", "crate_jax.convert"):
         return []
     return "takes too long; its arguments were read"
 
@@ -157,21 +157,24 @@ def argparse_options(module, arguments):
 
 
 def _file(module):
-    return f"{module}.__main__" if module == "crate_jax.convert" else module
+    """A package is run by its `__main__`."""
+    found = importlib.util.find_spec(module)
+    is_package = found is not None and found.submodule_search_locations is not None
+    return f"{module}.__main__" if is_package else module
 
 
 def absl(module, arguments):
     """The config of `crate_jax.main` or `.probe`: loaded, overridden and resolved."""
     importlib.import_module(module)
     needed = {"crate_jax.main": ("config", "workdir"), "crate_jax.probe": ("config", "checkpoint")}
-    given = [argument.lstrip("-").partition("=")[0] for argument in arguments]
-    assert set(needed[module]) <= set(given), f"needs {needed[module]}, got {given}"
     argv, saved, before = sys.argv, flagsaver.save_flag_values(flags.FLAGS), flags.FLAGS.is_parsed()
     # ml_collections looks for overrides in sys.argv.
-    sys.argv = [module, *map(main.packaged_config, arguments)]
+    sys.argv = [module, *command_line.with_packaged_configs(arguments)]
     try:
-        rest = flags.FLAGS(sys.argv)
+        rest = main.parse_flags(sys.argv, needed[module])
         config = flags.FLAGS.config
+    except SystemExit as end:
+        raise ValueError(f"python -m {module} {shlex.join(arguments)}: refused") from end
     finally:
         sys.argv = argv
         flagsaver.restore_flag_values(saved, flags.FLAGS)
