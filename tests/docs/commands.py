@@ -19,8 +19,8 @@ import tomllib
 from absl import flags
 from absl.testing import flagsaver
 
-from crate_jax import config as configuration
 from crate_jax import command_line, main, recipes
+from crate_jax import config as configuration
 from crate_jax.models import variants
 
 ROOT = pathlib.Path(__file__).parents[2]
