@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Prepares class folders for training.
+"""Prepare class folders for training.
 
     python -m crate_jax.data.prepare imagenet --tars=DIR --out=DIR
     python -m crate_jax.data.prepare folder --source=DIR --out=DIR --val_fraction=0.1

@@ -161,9 +161,12 @@ def extras(accelerator: str | None = None) -> Iterator[Finding]:
         (here if complete else missing).append(extra)
     if here:
         yield ok("extras", f"here: {', '.join(here)}")
-    for extra in missing:
-        finding = note if extra == accelerator else ok
-        yield finding("extras", f"not here: {extra}", install_command(extra))
+    if accelerator in missing:
+        missing.remove(accelerator)
+        yield note("extras", f"not here: {accelerator}", install_command(accelerator))
+    if missing:
+        remedy = f"each, where it is wanted: {install_command('NAME')}"
+        yield ok("extras", f"not here: {', '.join(missing)}", remedy)
 
 
 def jax_versions() -> Iterator[Finding]:
