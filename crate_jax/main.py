@@ -42,6 +42,12 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, f
 _TIMEOUT = flags.DEFINE_integer(
     "initialization_timeout", 300, "Seconds to wait for all processes.", lower_bound=1
 )
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_timeout",
+    100,
+    "Seconds without a sign of life after which a process counts as dead and the others are ended.",
+    lower_bound=5,
+)
 _METAVARS = {
     "config": command_line.CONFIG,
     "workdir": "DIR",
@@ -51,6 +57,7 @@ _METAVARS = {
     "num_processes": "N",
     "process_id": "N",
     "initialization_timeout": "SECONDS",
+    "heartbeat_timeout": "SECONDS",
 }
 
 
@@ -69,6 +76,7 @@ def main(argv: list[str]) -> int:
             num_processes=_NUM_PROCESSES.value,
             process_id=_PROCESS_ID.value,
             timeout=_TIMEOUT.value,
+            heartbeat_timeout=_HEARTBEAT.value,
         )
         if _MODE.value == "eval":
             return loop.evaluate(_CONFIG.value, _WORKDIR.value)
@@ -82,8 +90,11 @@ def main(argv: list[str]) -> int:
         distributed.ProcessFailed,
     ) as error:
         logging.debug("", exc_info=True)
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 2
+        print(f"\nerror: {error}", file=sys.stderr, flush=True)
+        # 1, as of a crash: a launcher may start all processes again.
+        status = 1 if isinstance(error, distributed.ProcessLost) else 2
+        distributed.leave(status)
+        return status
 
 
 def parse_flags(argv: list[str], required: tuple[str, ...] = ("config", "workdir")) -> list[str]:

@@ -44,8 +44,9 @@ ${PARTITION:+#SBATCH --partition=$PARTITION
 }set -euo pipefail
 cd $(printf '%q' "$PWD")
 ended=0
-# Slurm's warning reaches this script alone: pass it on, wait for the save, and queue again.
-trap 'ended=1; kill -TERM \"\$steps\"' TERM
+# Slurm's warning reaches this script alone: pass it on, wait for the save, and queue again. Not to
+# srun, which would have its tasks killed within seconds.
+trap 'ended=1; scancel --signal=TERM \"\$SLURM_JOB_ID\"' TERM
 srun --kill-on-bad-exit=1 $command &
 steps=\$!
 status=0

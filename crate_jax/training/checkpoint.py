@@ -155,6 +155,10 @@ class Checkpoints:
                 self._manager.close()
                 self._manager = None
 
+    def abandon(self) -> None:
+        """Leaves a save under way to itself: it waits for another process that is gone."""
+        self._unsealed = self._manager = None
+
     def _drop_manager(self) -> None:
         """A new one is made at the next save; what the failed one still has to say is known."""
         with contextlib.suppress(Exception):

@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,10 +19,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 MODES = ("auto", "on", "off")
+_LEAVE_SECONDS = 10.0  # for the others to end as well
 
 
 class ProcessFailed(RuntimeError):
     """Another process of the run stopped, or the processes do not belong to one run."""
+
+
+class ProcessLost(ProcessFailed):
+    """Another process of the run is gone, without a word to this one."""
 
 
 def start(
@@ -32,6 +37,7 @@ def start(
     num_processes: int | None = None,
     process_id: int | None = None,
     timeout: int = 300,
+    heartbeat_timeout: int = 100,
 ) -> None:
     """Joins the other processes; must come before anything that touches a device.
 
@@ -42,6 +48,8 @@ def start(
         num_processes: how many processes.
         process_id: this one, from 0.
         timeout: seconds to wait for all of them.
+        heartbeat_timeout: seconds without a sign of life after which a process counts as dead, and
+            the others are ended.
 
     Where not all processes join in time, the process ends with a message and status 2.
 
@@ -61,7 +69,11 @@ def start(
     watchdog.start()
     try:
         jax.distributed.initialize(
-            coordinator_address, num_processes, process_id, initialization_timeout=timeout + 60
+            coordinator_address,
+            num_processes,
+            process_id,
+            initialization_timeout=timeout + 60,
+            heartbeat_timeout_seconds=heartbeat_timeout,
         )
     except (ValueError, RuntimeError) as error:
         raise ValueError(
@@ -87,6 +99,48 @@ def _give_up(timeout: int, process_id: int | None, address: str | None) -> None:
         flush=True,
     )
     os._exit(2)
+
+
+@contextlib.contextmanager
+def losing_none(abandon: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Around collective work: where it fails because another process is gone, this one ends too.
+
+    Args:
+        abandon: called first; must end whatever would wait for the others.
+
+    Raises:
+        ProcessLost: for JAX's error, also where it is the cause of another one.
+    """
+    try:
+        yield
+    except ProcessFailed:
+        raise
+    except Exception as error:
+        chain: list[BaseException] = []
+        while error is not None and error not in chain:
+            chain.append(error)
+            error = error.__cause__ or error.__context__
+        failed = [e for e in chain if isinstance(e, jax.errors.JaxRuntimeError)]
+        if not failed or jax.process_count() == 1:
+            raise
+        abandon()
+        raise ProcessLost(
+            f"process {jax.process_index()} of {jax.process_count()} lost another one, whose "
+            "output may say why. Start all of them again by the same command to resume from the "
+            f"last save. JAX says: {str(failed[0]).strip().splitlines()[0][:300]}"
+        ) from chain[0]
+
+
+def leave(status: int) -> None:
+    """Before a process ends by an error: the others must not wait for it, nor it for them.
+
+    At its end JAX waits for all. Where they are not there within seconds, this process goes alone,
+    and their next collective operation fails instead of waiting.
+    """
+    if jax.process_count() > 1:
+        alone = threading.Timer(0.0 if status == 1 else _LEAVE_SECONDS, os._exit, (status,))
+        alone.daemon = True
+        alone.start()
 
 
 def check_equal(**values: Any) -> None:
@@ -140,6 +194,17 @@ def all_true(value: bool) -> bool:
     if jax.process_count() == 1:
         return value
     return bool(np.all(multihost_utils.process_allgather(np.array(value))))
+
+
+def union(values: list[int]) -> list[int]:
+    """Integers from 0 below 2^31 that any process has, ascending; with one process, as they are."""
+    if jax.process_count() == 1:
+        return values
+    most = int(np.max(multihost_utils.process_allgather(np.array(len(values), np.int32))))
+    mine = np.full(most, -1, np.int32)
+    mine[: len(values)] = values
+    everyones = np.unique(multihost_utils.process_allgather(mine))
+    return everyones[everyones >= 0].tolist()
 
 
 def barrier(name: str) -> None:

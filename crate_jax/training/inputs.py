@@ -12,7 +12,7 @@ from flax import nnx
 from crate_jax import data as datasets
 from crate_jax.config import Durations
 from crate_jax.models.base import ImageModelConfig
-from crate_jax.training import evaluation
+from crate_jax.training import distributed, evaluation
 
 
 @dataclasses.dataclass
@@ -86,16 +86,24 @@ def data_line(data: Data, plan: Durations, batch_size: int) -> str:
     )
 
 
+def share_skipped(batches: datasets.TrainIterator, source: datasets.Source) -> None:
+    """Every process learns which corrupt images the others met; all must call it together."""
+    if getattr(source, "on_corrupt", "error") == "skip":
+        batches.skipped = distributed.union(batches.skipped)
+
+
 def list_skipped(
     batches: datasets.TrainIterator, source: datasets.Source, directory: pathlib.Path
 ) -> dict[str, int]:
-    """Counts the corrupt images met so far, and lists their paths in skipped_images_P.txt.
+    """Counts the corrupt images met so far, and lists their paths in skipped_images.txt.
 
-    Only where there are any, which needs `config.data.on_corrupt="skip"`; P is this process.
+    Those of all processes; where there are any, which needs `config.data.on_corrupt="skip"`.
     """
+    share_skipped(batches, source)
     if not batches.skipped:
         return {}
-    _list_paths(directory / f"skipped_images_{jax.process_index()}.txt", source, batches.skipped)
+    if jax.process_index() == 0:
+        _list_paths(directory / "skipped_images.txt", source, batches.skipped)
     return {"train/skipped_images": len(batches.skipped)}
 
 

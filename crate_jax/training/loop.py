@@ -30,12 +30,12 @@ from crate_jax.training import (
     workdir,
 )
 from crate_jax.training import metrics as figures
-from crate_jax.training import report as reporting
 from crate_jax.training import step as steps
 from crate_jax.training.console import say
 from crate_jax.training.stop import StopSignal
 
 
+@distributed.losing_none()
 def train(
     config: ml_collections.ConfigDict,
     directory: str | pathlib.Path,
@@ -56,7 +56,8 @@ def train(
         ValueError: for anything wrong with the config, the data or the workdir, before any work.
         FloatingPointError: where the loss or a gradient is not finite.
         checkpoint.CheckpointError: where a checkpoint cannot be written or read.
-        distributed.ProcessFailed: where another process of the run failed or has another config.
+        distributed.ProcessFailed: where another process of the run failed or has another config;
+            ProcessLost where one is gone.
         OSError: where files cannot be written.
     """
     started = time.monotonic()
@@ -138,8 +139,7 @@ def train(
         params = pretrained.replace(params, weights)
     else:
         start, params, training = restored.step, restored.params, restored.training
-        # Each process knows the corrupt images that it met itself; the saved ones are process 0's.
-        batches.set_state(restored.input | ({} if writer else {"skipped": []}))
+        batches.set_state(restored.input)
         say(f"resumed  after step {start} of {plan.total}")
     metrics = figures.MetricsFile(directory / "metrics.jsonl", start, writer)
     boards = (
@@ -167,6 +167,7 @@ def train(
     def save(step: int) -> None:
         check_finite(step)
         metrics.sync()
+        inputs.share_skipped(batches, data.train)
         metadata = {"step": step, "class_names": list(data.train.class_names)}
         checkpoints.save(step, params, training, batches.get_state(), metadata)
 
@@ -193,6 +194,7 @@ def train(
         for resource in (checkpoints, *boards, metrics, batches, profile):
             opened.callback(resource.close)
         stop = opened.enter_context(StopSignal())
+        opened.enter_context(distributed.losing_none(checkpoints.abandon))
         # Stopped between a step and its evaluation: that is made up for first.
         done = not (start and due(start, plan.evaluate)) or metrics.has(start, "val/loss")
         if not distributed.all_true(done):
@@ -240,13 +242,15 @@ def train(
 
     # ---- Report ---------------------------------------------------------------------------------
     console.print_evaluation(metrics.latest("val/loss"))
-    if config.report and writer:
-        path = reporting.write(directory, config, data, definition, params, metrics.lines)
-        say(f"report   {path}")
+    if config.report:
+        params = sharding.whole_tree(params, mesh)
+        if writer:
+            _report(directory, config, data, definition, params, metrics.lines)
     say(f"done in {figures.duration_text(time.monotonic() - started)}, results in {directory}")
     return 0
 
 
+@distributed.losing_none()
 def evaluate(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -> int:
     """Evaluates the newest checkpoint of a run, and writes eval.json and the report again.
 
@@ -261,22 +265,27 @@ def evaluate(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -
     Raises:
         ValueError: where the config's model is not the run's.
         checkpoint.CheckpointError: where there is no whole checkpoint.
+        distributed.ProcessFailed: where another process of the run failed.
     """
     config = configuration.resolve(config)
     mesh = sharding.make_mesh(config.fsdp)
     sharding.check_batch("evaluation.batch_size", config.evaluation.batch_size, mesh)
     directory = pathlib.Path(directory).expanduser().absolute()
     model_config = variants.from_dict(config.model.to_dict())
-    data = inputs.open_data(config, model_config)
-    params, saved, step = checkpoint.restore_params(directory)
-    if changes := configuration.differences(saved, model_config.to_dict()):
-        raise ValueError(
-            f"workdir {directory}: holds another model than the config (there -> here):\n  "
-            + "\n  ".join(changes)
-        )
+    with distributed.together("opening the data and the workdir"):
+        data = inputs.open_data(config, model_config)
+        whole, saved, step = checkpoint.restore_params(directory)
+        if changes := configuration.differences(saved, model_config.to_dict()):
+            raise ValueError(
+                f"workdir {directory}: holds another model than the config (there -> here):\n  "
+                + "\n  ".join(changes)
+            )
+    distributed.check_equal(
+        config=configuration.plain(config), held_out_images=len(data.val), step=step
+    )
     definition, _ = base.split(variants.abstract(model_config, dtype=config.dtype))
-    shardings = sharding.state_shardings(mesh, params)
-    params = jax.device_put(params, shardings)
+    shardings = sharding.state_shardings(mesh, whole)
+
     evaluator = inputs.make_evaluator(config, definition, data, mesh)
 
     def init(key):
@@ -284,7 +293,9 @@ def evaluate(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -
 
     # Born sharded, as in training: the same random network, on all processes.
     random = jax.jit(init, out_shardings=shardings)
-    values = evaluator(params, lambda: random(jax.random.key(config.seed)))
+    values = evaluator(
+        sharding.put_tree(whole, shardings), lambda: random(jax.random.key(config.seed))
+    )
     say(f"evaluated step {step}")
     console.print_evaluation(values)
     if jax.process_index() == 0:
@@ -292,9 +303,15 @@ def evaluate(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -
         if config.report:
             lines = figures.cut(directory / "metrics.jsonl", step)
             lines.append({"step": step} | values)
-            path = reporting.write(directory, config, data, definition, params, lines)
-            say(f"report   {path}")
+            _report(directory, config, data, definition, whole, lines)
     return 0
+
+
+def _report(*args) -> None:
+    # Drawing takes as long to import as everything else: only a run that draws pays for it.
+    from crate_jax.training import report
+
+    say(f"report   {report.write(*args)}")
 
 
 def _not_finite(

@@ -71,6 +71,21 @@ def check_batch(name: str, size: int, mesh: Mesh, accumulate: int = 1) -> None:
         raise ValueError(f"{name}: expected a multiple of {what}, got {size}; try {nearest}")
 
 
+def put_tree(tree: Any, shardings: Any) -> Any:
+    """Arrays that every process has, as global ones; each device gets its part."""
+    return jax.tree.map(
+        lambda leaf, place: jax.make_array_from_callback(leaf.shape, place, lambda i: leaf[i]),
+        jax.tree.map(np.asarray, tree),
+        shardings,
+    )
+
+
+def whole_tree(tree: Any, mesh: Mesh) -> Any:
+    """Global arrays as whole ones on this process's first device; all must call it together."""
+    gathered = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), gathered)
+
+
 def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
     """A process's part of a batch as global arrays, split over the devices."""
     return {

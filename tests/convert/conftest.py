@@ -12,11 +12,9 @@ from crate_jax.models import base
 
 
 @pytest.fixture(scope="package", autouse=True)
-def _exact_and_quick_to_compile():
-    jax.config.update("jax_disable_most_optimizations", True)
+def _exact():
     with jax.default_matmul_precision("highest"):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

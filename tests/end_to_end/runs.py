@@ -9,7 +9,6 @@ import time
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = "tests/end_to_end/tiny_config.py"
-CACHE = ROOT / ".pytest_cache" / "xla"
 
 
 def command(workdir, config=TINY, *extra):
@@ -24,18 +23,9 @@ def command(workdir, config=TINY, *extra):
 
 
 def environment(devices=1, **variables):
-    """Forced host devices, and one cache of compiled programs for all runs of the tests."""
-    return (
-        os.environ
-        | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(CACHE),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
-        | variables
-    )
+    """That of tests/conftest.py, with forced host devices."""
+    forced = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return os.environ | forced | variables
 
 
 def run(workdir, *extra, config=TINY, devices=1, check=True, **variables):
@@ -68,7 +58,7 @@ def interrupt(workdir, signal_number, at_step, *extra, config=TINY, **variables)
         if any(line["step"] >= at_step for line in metrics(workdir, whole=False)):
             process.send_signal(signal_number)
             break
-        time.sleep(0.005)
+        time.sleep(0.02)
     output, _ = process.communicate(timeout=120)
     return process.returncode, output
 

@@ -85,7 +85,7 @@ def test_truncated_jpegs_are_skipped_counted_and_listed(truncated, tmp_path, cap
     assert loop.train(config, tmp_path / "run") == 0
     last = [line for line in runs.metrics(tmp_path / "run") if "train/loss" in line][-1]
     assert last["train/skipped_images"] == 1
-    assert (tmp_path / "run" / "skipped_images_0.txt").read_text() == f"{bad}\n"
+    assert (tmp_path / "run" / "skipped_images.txt").read_text() == f"{bad}\n"
     final = runs.metrics(tmp_path / "run")[-1]
     assert (final["val/images"], final["val/skipped_images"]) == (11, 1)
     listed = (tmp_path / "run" / "skipped_held_out_images.txt").read_text()

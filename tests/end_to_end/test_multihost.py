@@ -1,17 +1,18 @@
 """Two real processes on one machine as one run, over JAX's distributed runtime."""
 
 import contextlib
-import signal
+import json
 import socket
 import subprocess
+import sys
 import time
 
 import pytest
 
 from crate_jax.training import loop
-from tests.end_to_end import pictures, runs
+from tests.end_to_end import pictures, runs, slurm
 
-STEPS = 12
+STEPS, EVERY = 16, 4  # steps of the run and between checkpoints
 CONFIG = "tests/end_to_end/folder_config.py"
 
 
@@ -55,32 +56,83 @@ def finish(processes, status=0):
     return outputs
 
 
-def test_two_processes_equal_one_and_stop_together(images, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert loop.train(pictures.config(images, STEPS), one) == 0
-
-    processes = start(two, images, slow=0.1)
+def reach(processes, workdir, step):
+    """Waits until a line of this step or a later one is written."""
     deadline = time.monotonic() + 200
-    while not any(step >= 3 for step in runs.losses(two)):
+    while not any(done >= step for done in runs.losses(workdir)):
         assert time.monotonic() < deadline
         assert all(p.poll() is None for p in processes), finish(processes)
         time.sleep(0.05)
-    processes[1].send_signal(signal.SIGTERM)  # told to one, obeyed by both
-    first, second = finish(processes)
+
+
+@pytest.fixture(scope="module")
+def torn(tmp_path_factory):
+    """Images of which some cannot be decoded."""
+    root = pictures.write(tmp_path_factory.mktemp("torn"))
+    for name in ("train/cat/001", "train/dog/006", "train/owl/003", "val/dog/000"):
+        path = root / f"{name}.jpg"
+        path.write_bytes(path.read_bytes()[:-300])
+    return root
+
+
+def test_two_processes_killed_preempted_and_requeued_equal_one(torn, tmp_path):
+    """One process is killed; the run goes on as a Slurm job, whose time ends; it is requeued."""
+    extra = ("--config.data.on_corrupt=skip", "--config.evaluation.report_images=2")
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = pictures.config(torn, STEPS, data__on_corrupt="skip")
+    assert loop.train(alone, one) == 0
+
+    processes = start(two, torn, *extra, "--config.report=True", slow=0.1)
+    reach(processes, two, 6)
+    processes[1].kill()
+    begin = time.monotonic()
+    output, _ = processes[0].communicate(timeout=100)
+    assert time.monotonic() - begin < 60  # less than the heartbeat limit of 100 s
+    assert processes[0].returncode == 1, output
+    assert "process 0 of 2 lost another one" in output
+    assert "Traceback" not in output
+    reached, saved = max(runs.losses(two)), runs.checkpoint_steps(two)
+    assert reached - max(saved, default=0) <= 2 * EVERY  # one save may have been under way
+
+    queue = slurm.Slurm(tmp_path)
+    config = f"{CONFIG}:root={torn},steps={STEPS},slow=0.1"
+    variables = {"CONFIG": config, "WORKDIR": str(two), "PYTHON": sys.executable}
+    queue.submit(*extra, "--config.report=True", **variables)
+    queue.start()
+    reach([queue.process], two, reached + 1)
+    queue.warn()
+    status, (first, second) = queue.finish()
     stopped = runs.checkpoint_steps(two)[-1]
-    assert 3 < stopped < STEPS
+    assert status == 0, first + second
+    assert reached < stopped < STEPS
     assert max(runs.losses(two)) == stopped
+    assert f"resumed  after step {max(saved, default=0)} of {STEPS}" in first or not saved
     assert f"SIGTERM: saved step {stopped}" in first
     assert "process 0 of 2 on" in first
     assert "process 1 of 2 on" in second
     assert "step " not in second.replace("process 1 of 2", "")
+    job = queue.environment["SLURM_JOB_ID"]
+    assert queue.told("signalled") == ["--signal=TERM", job]
+    assert queue.told("requeued") == ["requeue", job]
 
-    first, _ = finish(start(two, images))
+    queue.start()
+    status, (first, second) = queue.finish()
+    assert status == 0, first + second
     assert f"resumed  after step {stopped} of {STEPS}" in first
-    assert runs.losses(two) == pytest.approx(runs.losses(one), rel=1e-5)
-    assert [p["val/images"] for p in runs.metrics(two) if "val/images" in p] == [12]
-    last = [runs.metrics(workdir)[-1] for workdir in (one, two)]
-    assert last[1] == pytest.approx(last[0], rel=1e-5)
+    assert len(queue.told("requeued")) == 2  # not again
+    assert (two / "report" / "index.html").exists()
+    # The corrupt images of both processes are counted, those met before a stop included.
+    lines = [runs.metrics(workdir) for workdir in (one, two)]
+    assert len(lines[0]) == len(lines[1]) == STEPS + 1
+    for mine, other in zip(*lines, strict=True):
+        assert other == pytest.approx(mine, rel=1e-5)
+    assert (lines[1][-1]["val/images"], lines[1][-1]["val/skipped_images"]) == (11, 1)
+    listed = [sorted((w / "skipped_images.txt").read_text().split()) for w in (one, two)]
+    assert listed[1] == listed[0]
+    assert len(listed[0]) == lines[1][-2]["train/skipped_images"] == 3
+
+    finish(start(two, torn, *extra, "--mode=eval"))
+    assert json.loads((two / "eval.json").read_text()) == pytest.approx(lines[0][-1], rel=1e-5)
 
 
 def test_processes_of_different_configs_refuse_to_train(images, tmp_path):

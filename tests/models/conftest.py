@@ -67,12 +67,9 @@ def reference():
 
 
 @pytest.fixture(scope="package", autouse=True)
-def _exact_and_quick_to_compile():
-    """Highest precision; and tiny networks spend their time in XLA's optimiser, not in running."""
-    jax.config.update("jax_disable_most_optimizations", True)
+def _exact():
     with jax.default_matmul_precision("highest"):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,30 @@
+"""How tests compile: quickly, and every program once for all processes of the tests.
+
+Tiny networks spend their time in XLA's optimiser and not in running. So most of what it does is
+left out, in the tests' processes and in those that they start; a test that measures, or that stands
+for what a user runs, asks for `optimised`. Must come before JAX is imported, which reads these.
+"""
+
+import os
+import pathlib
+
+CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "xla"
+os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": str(CACHE),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+}
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture
+def optimised(monkeypatch):
+    """Programs of this test, and of processes that it starts, are compiled as a user's."""
+    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
