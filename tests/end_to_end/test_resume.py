@@ -1,11 +1,11 @@
 """A run that was stopped ends with the same figures as one that was not."""
 
-import pathlib
 import signal
 
 import pytest
 
-from tests.end_to_end import runs
+from crate_jax.training import loop
+from tests.end_to_end import runs, tiny_config
 
 STEPS = 40
 CONFIG = f"{runs.TINY}:{STEPS}"
@@ -14,7 +14,7 @@ CONFIG = f"{runs.TINY}:{STEPS}"
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("uninterrupted")
-    runs.run(workdir, config=CONFIG)
+    assert loop.train(tiny_config.get_config(STEPS), workdir) == 0
     return workdir
 
 
@@ -44,18 +44,18 @@ def test_killed_terminated_and_damaged_run_equals_uninterrupted(uninterrupted, t
     assert runs.metrics(tmp_path) == runs.metrics(uninterrupted)
 
 
-def test_finished_run_is_left_alone(uninterrupted):
+def test_finished_run_is_left_alone(uninterrupted, capsys):
     before = (uninterrupted / "metrics.jsonl").read_text()
-    done = runs.run(uninterrupted, config=CONFIG)
-    assert f"resumed  after step {STEPS} of {STEPS}" in done.stdout
+    assert loop.train(tiny_config.get_config(STEPS), uninterrupted) == 0
+    assert f"resumed  after step {STEPS} of {STEPS}" in capsys.readouterr().out
     assert (uninterrupted / "metrics.jsonl").read_text() == before
 
 
 def test_another_config_is_refused_with_the_difference(uninterrupted):
-    before = {p.name for p in pathlib.Path(uninterrupted).iterdir()}
+    before = {p.name for p in uninterrupted.iterdir()}
     done = runs.run(
         uninterrupted, "--config.optimizer.learning_rate=0.5", config=CONFIG, check=False
     )
     assert done.returncode == 2
     assert "optimizer.learning_rate: 0.001 -> 0.5" in done.stderr
-    assert {p.name for p in pathlib.Path(uninterrupted).iterdir()} == before
+    assert {p.name for p in uninterrupted.iterdir()} == before
