@@ -6,7 +6,7 @@ import pytest
 from crate_jax.convert import __main__ as convert
 from crate_jax.models.positions import resize_positions
 from crate_jax.training import checkpoint, loop
-from tests.end_to_end import pictures, runs
+from tests.end_to_end import runs
 from tests.test_config import CONFIGS, load
 
 REFERENCE = runs.ROOT / "tests" / "reference" / "crate_mini.npz"
