@@ -223,8 +223,7 @@ def test_killed_worker_stops_the_run(images, unharmed, tmp_path, strike):
     continues(tmp_path, images, unharmed, reached, lost=reached % EVERY)
 
 
-@pytest.mark.parametrize("jump", [-10 * 365 * 86400, 86400])
-@pytest.mark.parametrize("at_step", [4, 12])
+@pytest.mark.parametrize(("jump", "at_step"), [(-10 * 365 * 86400, 4), (86400, 12)])
 def test_clock_jump_changes_nothing(images, unharmed, tmp_path, strike, monkeypatch, jump, at_step):
     """While a save is under way, whose time limits follow the clock that jumps."""
     real, save = time.time, checkpoint.Checkpoints.save
