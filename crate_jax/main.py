@@ -91,10 +91,14 @@ def main(argv: list[str]) -> int:
     ) as error:
         logging.debug("", exc_info=True)
         print(f"\nerror: {error}", file=sys.stderr, flush=True)
-        # 1, as of a crash: a launcher may start all processes again.
-        status = 1 if isinstance(error, distributed.ProcessLost) else 2
-        distributed.leave(status)
-        return status
+        if isinstance(error, distributed.ProcessLost):
+            distributed.leave(1, patience=0.0)
+            return 1  # as of a crash: a launcher may start all processes again
+        distributed.leave(2)
+        return 2
+    except Exception:
+        distributed.leave(1)
+        raise
 
 
 def parse_flags(argv: list[str], required: tuple[str, ...] = ("config", "workdir")) -> list[str]:

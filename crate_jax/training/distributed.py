@@ -19,7 +19,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 MODES = ("auto", "on", "off")
-_LEAVE_SECONDS = 10.0  # for the others to end as well
+# What JAX raises here for this process's own fault, another one being there or not.
+_OWN_FAULT = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")
 
 
 class ProcessFailed(RuntimeError):
@@ -121,7 +122,7 @@ def losing_none(abandon: Callable[[], None] = lambda: None) -> Iterator[None]:
             chain.append(error)
             error = error.__cause__ or error.__context__
         failed = [e for e in chain if isinstance(e, jax.errors.JaxRuntimeError)]
-        if not failed or jax.process_count() == 1:
+        if not failed or jax.process_count() == 1 or str(failed[0]).startswith(_OWN_FAULT):
             raise
         abandon()
         raise ProcessLost(
@@ -131,14 +132,15 @@ def losing_none(abandon: Callable[[], None] = lambda: None) -> Iterator[None]:
         ) from chain[0]
 
 
-def leave(status: int) -> None:
+def leave(status: int, patience: float = 10.0) -> None:
     """Before a process ends by an error: the others must not wait for it, nor it for them.
 
-    At its end JAX waits for all. Where they are not there within seconds, this process goes alone,
-    and their next collective operation fails instead of waiting.
+    At its end JAX waits for all, for minutes. Where they are not there after `patience` seconds,
+    this process goes alone, and their next collective operation fails instead of waiting.
     """
     if jax.process_count() > 1:
-        alone = threading.Timer(0.0 if status == 1 else _LEAVE_SECONDS, os._exit, (status,))
+        sys.stdout.flush()
+        alone = threading.Timer(patience, os._exit, (status,))
         alone.daemon = True
         alone.start()
 

@@ -1,9 +1,14 @@
 """What one process decides by itself; two real ones are in end_to_end/test_multihost.py."""
 
-import jax
-import pytest
+import os
 
-from crate_jax.training import distributed
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+from crate_jax import main
+from crate_jax.training import distributed, loop
 
 
 @pytest.fixture
@@ -53,3 +58,78 @@ def test_one_process_agrees_with_itself():
     assert not distributed.all_true(False)
     with pytest.raises(OSError), distributed.together("reading"):
         raise OSError
+
+
+def failing(text):
+    """A save that failed because of what JAX says."""
+    raise RuntimeError("saving failed") from jax.errors.JaxRuntimeError(text)
+
+
+def test_a_lost_process_is_told_from_a_fault_of_our_own(monkeypatch):
+    abandoned = []
+    with pytest.raises(RuntimeError, match="saving"), distributed.losing_none():
+        failing("UNKNOWN: Gloo all-reduce failed")  # alone, nobody can be lost
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with (
+        pytest.raises(distributed.ProcessLost, match="JAX says: UNKNOWN: Gloo"),
+        distributed.losing_none(),
+        distributed.losing_none(lambda: abandoned.append(True)),
+    ):
+        failing("UNKNOWN: Gloo all-reduce failed")
+    assert abandoned == [True]
+    with pytest.raises(RuntimeError, match="saving"), distributed.losing_none():
+        failing("RESOURCE_EXHAUSTED: out of memory")
+    with pytest.raises(ValueError, match="mine"), distributed.losing_none():
+        raise ValueError("mine")
+
+
+def test_union_of_what_processes_have(monkeypatch):
+    assert distributed.union([7, 3]) == [7, 3]
+    gathered = []
+
+    def process_allgather(mine):
+        """As if another process had [3] as well as what this one has."""
+        gathered.append(mine)
+        other = np.array(3) if mine.ndim == 0 else np.array([3, -1, -1], np.int32)
+        return np.stack([mine, other])
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed.multihost_utils, "process_allgather", process_allgather)
+    assert distributed.union([7, 2**31 - 1]) == [3, 7, 2**31 - 1]
+    assert gathered[1].tolist() == [7, 2**31 - 1, -1]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "patience"),
+    [
+        (distributed.ProcessLost("lost"), 1, 0.0),
+        (distributed.ProcessFailed("failed"), 2, 10.0),
+        (FileNotFoundError("vanished"), 2, 10.0),
+        (KeyError("a fault of ours"), 1, 10.0),
+    ],
+)
+def test_how_a_process_leaves(monkeypatch, error, status, patience):
+    timers = []
+
+    class Timer:
+        def __init__(self, *args):
+            timers.append(args)
+
+        def start(self):
+            pass
+
+    def train(*args):
+        raise error
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed.threading, "Timer", Timer)
+    monkeypatch.setattr(distributed, "start", lambda *args, **kwargs: None)
+    monkeypatch.setattr(loop, "train", train)
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    if isinstance(error, KeyError):
+        with pytest.raises(KeyError):
+            main.main(["main"])
+    else:
+        assert main.main(["main"]) == status
+    assert timers == [(patience, os._exit, (status,))]
