@@ -8,7 +8,6 @@ are printed (`pytest -rP tests/docs/test_blocks.py`).
 import re
 import shutil
 
-import jax
 import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
@@ -41,13 +40,6 @@ def things(tmp_path_factory):
     shutil.rmtree(folder / "split")
     shutil.copy(ROOT / "tests" / "reference" / "crate_mini.npz", folder / "demo.npz")
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_every_block_is_of_a_language_that_is_handled():
