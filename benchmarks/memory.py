@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """What a training step needs in device memory, counted from shapes; nothing is run.
 
     python -m benchmarks.memory --config configs/imagenet_b.py configs/imagenet_l.py
@@ -13,33 +14,34 @@ for the default backend. A CPU's compiler undoes rematerialisation and computes 
 so that there only `--remat none --dtype float32` says anything.
 """
 
-import argparse
 import math
 
-import jax
-import jax.numpy as jnp
-
 from benchmarks import train_step
-from crate_jax.models import base, variants
-from crate_jax.training import optim, sharding
-from crate_jax.training import step as steps
+from crate_jax import command_line
 
 MIB, GIB = 2**20, 2**30
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.memory",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_line.parser("python -m benchmarks.memory", __doc__)
+    parser.add_argument(
+        "--config", required=True, nargs="+", metavar=command_line.CONFIG, help="whose step"
     )
-    parser.add_argument("--config", required=True, nargs="+", help="FILE.py or FILE.py:ARGUMENT")
     remats = ("none", "dots", "full")
-    parser.add_argument("--remat", choices=remats, nargs="+", default=remats)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument(
+        "--remat", choices=remats, nargs="+", default=remats, help="config.remat (default: all)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="bfloat16",
+        help="of the computation (default bfloat16)",
+    )
     parser.add_argument("--fsdp", type=int, default=1, help="devices that the state is split over")
-    parser.add_argument("--compile", type=int, nargs=2, metavar="BATCH", help="two batch sizes")
-    a = parser.parse_args()
+    parser.add_argument(
+        "--compile", type=int, nargs=2, metavar="BATCH", help="two batch sizes to compile for"
+    )
+    a = command_line.parse(parser)
     head = f"{'config':28}{'parameters':>12}{'state':>10}{'gradients':>10}"
     print(f"{head}   kept an image, {a.dtype}")
     for name in a.config:
@@ -63,6 +65,8 @@ def main():
                 for size in a.compile
             ]
             slope = (work[1] - work[0]) / (second - first)
+            import jax
+
             print(
                 f"    compiled for {jax.devices()[0].device_kind}, remat {remat}: work "
                 f"{work[0] / GIB:.2f} GiB at {first}, {work[1] / GIB:.2f} GiB at {second}, "
@@ -73,6 +77,10 @@ def main():
 
 def counted(config, fsdp=1):
     """{"parameters": numbers in all, "state" and "gradients": bytes on a device}."""
+    import jax
+
+    from crate_jax.training import sharding
+
     shapes = _shapes(config)
     # A mesh without devices: splitting is arithmetic.
     mesh = jax.sharding.AbstractMesh((1, fsdp), ("data", "fsdp"))
@@ -90,6 +98,11 @@ def counted(config, fsdp=1):
 
 def kept_an_image(config):
     """Bytes that one more image of a batch makes the forward pass keep."""
+    import jax
+
+    from crate_jax.models import base, variants
+    from crate_jax.training import step as steps
+
     model_config = variants.from_dict(config.model.to_dict())
     abstract = variants.abstract(model_config, dtype=config.dtype, remat=config.remat)
     definition, params = base.split(abstract)
@@ -110,6 +123,12 @@ def kept_an_image(config):
 
 def planned(config, size):
     """Bytes that the compiler plans for a step beside its arguments, on one device."""
+    import jax
+
+    from crate_jax.models import base, variants
+    from crate_jax.training import optim
+    from crate_jax.training import step as steps
+
     model_config = variants.from_dict(config.model.to_dict())
     abstract = variants.abstract(model_config, dtype=config.dtype, remat=config.remat)
     step = steps.make_step(
@@ -126,6 +145,12 @@ def planned(config, size):
 
 def _shapes(config):
     """Parameters and training state, as shapes."""
+    import jax
+
+    from crate_jax.models import base, variants
+    from crate_jax.training import optim
+    from crate_jax.training import step as steps
+
     params = base.split(variants.abstract(variants.from_dict(config.model.to_dict())))[1]
     optimizer = optim.optimizer(config.optimizer, lambda _: config.optimizer.learning_rate)
     figures = steps.figure_names(config)
@@ -133,6 +158,9 @@ def _shapes(config):
 
 
 def _batch(model_config, size):
+    import jax
+    import jax.numpy as jnp
+
     return {
         "image": jax.ShapeDtypeStruct((size, *model_config.image_size, 3), jnp.uint8),
         "label": jax.ShapeDtypeStruct((size,), jnp.int32),

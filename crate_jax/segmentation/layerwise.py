@@ -18,8 +18,8 @@ def coding_rate(w: jax.typing.ArrayLike, eps: float = 0.01) -> jax.Array:
 
     R = sum over heads k of 1/2 logdet(I + p / (m eps) W_k W_k^T), where W_k in R^{m x p} holds the
     m tokens ([CLS] included) in subspace k, each scaled to unit norm *within the head*, and
-    p = d_head. Natural logarithm (nats). Computed by Cholesky of the smaller of the two Gram
-    matrices, p x p or m x m, which have the same determinant.
+    p = d_head. Natural logarithm (nats). Computed from the smaller of the two Gram matrices,
+    p x p or m x m, which have the same determinant.
 
     The papers print eps^2 where this has eps (2306.01129); the authors' code uses eps
     = 0.01 unsquared, which is what the published plots show. Later work reports that MSSA with a
@@ -54,9 +54,24 @@ def _coding_rate(w, eps):
     gram_of = "bmhp,bmhq->bhpq" if p <= tokens else "bphd,bqhd->bhpq"
     gram = jnp.einsum(gram_of, w, w, precision="highest")
     identity = jnp.eye(gram.shape[-1], dtype=gram.dtype)
-    factor = jnp.linalg.cholesky(identity + p / (tokens * eps) * gram)
-    # 1/2 logdet(L L^T) is the sum of the logarithms of L's diagonal.
-    return jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), axis=(-2, -1))
+    return jnp.sum(_log_determinant(identity + p / (tokens * eps) * gram), axis=-1) / 2
+
+
+def _log_determinant(matrix):
+    """log det of symmetric matrices f[..., n, n] with eigenvalues of at least 1 -> f[...].
+
+    The logarithms of the pivots of Gaussian elimination, summed: they are at least 1 too, so that
+    no rows need be exchanged. Not by `jnp.linalg`: on CPUs, two of its batched LAPACK calls that
+    XLA runs side by side, as for two layers in one program, can wait for each other for ever
+    (jaxlib 0.10.2 on two cores: each holds a thread of the pool whose tasks it waits for).
+    """
+
+    def eliminate(rest, j):
+        row = jax.lax.dynamic_index_in_dim(rest, j, axis=-2, keepdims=False)
+        pivot = jax.lax.dynamic_index_in_dim(row, j, axis=-1)
+        return rest - (row / pivot)[..., :, None] * row[..., None, :], jnp.log(pivot[..., 0])
+
+    return jnp.sum(jax.lax.scan(eliminate, matrix, jnp.arange(matrix.shape[-1]))[1], axis=0)
 
 
 def sparsity(tokens: jax.typing.ArrayLike) -> jax.Array:
