@@ -11,7 +11,6 @@ chip's peak is known, and the device memory that the compiler plans. The batch i
 the devices already, and every step's state is donated to the next, as in training.
 """
 
-import importlib.util
 import statistics
 import time
 
@@ -41,12 +40,8 @@ def load(argument, **changes):
     """A config by its command-line form, resolved, with top-level keys replaced."""
     from crate_jax import config as configuration
 
-    found = command_line.packaged_config(argument)
-    path, _, value = found.partition(":")
-    spec = importlib.util.spec_from_file_location("benchmarked_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(value or None)
+    path, _, value = command_line.packaged_config(argument).partition(":")
+    config = configuration.read(path, value or None)
     for name, change in changes.items():
         config[name] = change
     return configuration.resolve(config)

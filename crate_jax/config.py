@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import importlib.util
 import math
+import pathlib
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -86,7 +87,12 @@ def load(name: str, arg: str | None = None) -> ml_collections.ConfigDict:
     """
     files = {path.stem: path for path in command_line.packaged_configs()}
     choices("config", name, tuple(files))
-    spec = importlib.util.spec_from_file_location(f"crate_jax.configs.{name}", files[name])
+    return read(files[name], arg)
+
+
+def read(path: str | pathlib.Path, arg: str | None = None) -> ml_collections.ConfigDict:
+    """What `get_config(arg)` of a config file returns."""
+    spec = importlib.util.spec_from_file_location("config_file", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(arg)

@@ -13,7 +13,6 @@ heads must be declared is converted first (`python -m crate_jax.convert`).
 
 import functools
 import json
-import pathlib
 import sys
 
 from absl import app, flags
@@ -37,6 +36,7 @@ def main(argv: list[str]) -> int:
     """Prints the scores; user errors become one line and exit status 2."""
     import crate_jax
     from crate_jax import config as configuration
+    from crate_jax.export import files
     from crate_jax.suite import probing
 
     if len(argv) > 1:
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     print(f"linear probe          top-1 {scores['linear_top1']:.4f}  l2 {scores['linear_l2']:g}")
     print(f"{scores['train_images']:,} images for fitting, {scores['images']:,} held out")
     if _OUT.value:
-        pathlib.Path(_OUT.value).write_text(json.dumps(scores, indent=2) + "\n")
+        files.write_atomically(_OUT.value, json.dumps(scores, indent=2) + "\n")
     return 0
 
 
