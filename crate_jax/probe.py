@@ -36,8 +36,8 @@ def main(argv: list[str]) -> int:
     """Prints the scores; user errors become one line and exit status 2."""
     import crate_jax
     from crate_jax import config as configuration
-    from crate_jax.export import files
-    from crate_jax.suite import probing
+    from crate_jax import files
+    from crate_jax.training import probing
 
     if len(argv) > 1:
         print(f"unexpected arguments: {' '.join(argv[1:])}", file=sys.stderr)

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from crate_jax.suite import probing as probe
+from crate_jax.training import probing as probe
 from tests.end_to_end import runs
 
 

@@ -13,7 +13,7 @@ import os
 import sys
 
 from crate_jax import command_line
-from crate_jax.convert import arguments, files
+from crate_jax.convert import arguments, formats
 
 _FORMATS = """\
 sources   a run's directory, .safetensors, .npz; .pth and .pth.tar need the torch extra
@@ -74,7 +74,7 @@ def convert(source: str, target: str, **declared) -> str:
     target = os.path.expanduser(target)
     exporting = target.endswith(stablehlo.SUFFIX)
     if not exporting:
-        files.suffix(target)  # a wrong suffix is said before gigabytes are read
+        formats.suffix(target)  # a wrong suffix is said before gigabytes are read
     checkpoint = checkpoints.read(source, **declared)
     config = checkpoint.config
     lines = [f"{checkpoint.source}: {weights.describe(config)}"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from crate_jax import _version
-from crate_jax.convert import declare, files, identify, names, weights
+from crate_jax.convert import declare, formats, identify, names, weights
 from crate_jax.models import base
 from crate_jax.models.base import ImageModelConfig, Transformer
 from crate_jax.models.positions import resize_positions
@@ -48,7 +48,7 @@ def read(path: str | os.PathLike, **declared: Any) -> Checkpoint:
 
 
 def _read_file(path: pathlib.Path, options: dict, declared: dict) -> Checkpoint:
-    found = identify.find(files.read(path), options["entry"])
+    found = identify.find(formats.read(path), options["entry"])
     notes = []
     if options["drop_head"]:
         _drop_head_tensors(found)
@@ -62,7 +62,7 @@ def _read_file(path: pathlib.Path, options: dict, declared: dict) -> Checkpoint:
         if found.family == "vit":
             told, notes = _vit_pool(found, told, declared)
         settled = _settle(found, told, declared, options["published"])
-        state = {name: files.to_array(name, tensor) for name, tensor in found.state.items()}
+        state = {name: formats.to_array(name, tensor) for name, tensor in found.state.items()}
         file_config = _at_files_size(settled)
         params = weights.to_params(state, file_config, found.naming)
     except ValueError as error:
@@ -246,10 +246,10 @@ def save(
     naming = naming_of(config, path)
     state = weights.to_state(params, config, naming, unused)
     declaration = {"config": config.to_dict(), "version": _version.__version__, "source": source}
-    files.write(path, state, declaration if declared else None)
+    formats.write(path, state, declaration if declared else None)
 
 
 def naming_of(config: ImageModelConfig, path: str | os.PathLike) -> str:
     """The naming that a target gets: the authors' JAX names for CRATE-alpha's `.npz`."""
-    flax = files.suffix(path) == ".npz" and config.family == "crate_alpha"
+    flax = formats.suffix(path) == ".npz" and config.family == "crate_alpha"
     return "flax" if flax else "pytorch"

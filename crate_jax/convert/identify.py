@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from crate_jax.convert import files
+from crate_jax.convert import formats
 
 # Wrappers put these before every name: DataParallel, torch.compile, DINO's multi-crop wrapper, and
 # classes that hold the network as an attribute.
@@ -28,7 +28,7 @@ PREFERRED = ("", "state_dict", "model", "teacher", "net", "params", "opt/target"
 class Found:
     """A dictionary of weights inside a file."""
 
-    file: files.File
+    file: formats.File
     entry: str  # where in the file, "" for its top level
     family: str
     naming: str
@@ -40,7 +40,7 @@ class Found:
     others: tuple[str, ...]  # further entries that hold a network
 
 
-def find(file: files.File, entry: str | None = None) -> Found:
+def find(file: formats.File, entry: str | None = None) -> Found:
     """The weights in a file.
 
     Args:
@@ -69,14 +69,14 @@ def find(file: files.File, entry: str | None = None) -> Found:
         str(key)
         for key, value in file.tree.items()
         if str(key) != top
-        and not (chosen.entry == "" and files.is_tensor(value))
+        and not (chosen.entry == "" and formats.is_tensor(value))
         and not str(key).startswith(f"{chosen.entry}/" if chosen.entry else "\0")
     )
     chosen.others = tuple(f.entry for f in found if f is not chosen)
     return chosen
 
 
-def contents(file: files.File) -> str:
+def contents(file: formats.File) -> str:
     """What an unidentified file holds, in a line."""
     tensors = [(n, t) for n, t in _dictionaries(file) if t]
     if not tensors:
@@ -88,11 +88,11 @@ def contents(file: files.File) -> str:
     return f"{len(largest)} tensors{where} named {shown}, ..."
 
 
-def _dictionaries(file: files.File) -> Iterator[tuple[str, dict[str, Any]]]:
+def _dictionaries(file: formats.File) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every dictionary of named tensors: the top level, and nested ones or `a/b/name` prefixes."""
 
     def walk(name, tree, depth):
-        yield name, {k: v for k, v in tree.items() if isinstance(k, str) and files.is_tensor(v)}
+        yield name, {k: v for k, v in tree.items() if isinstance(k, str) and formats.is_tensor(v)}
         for key, value in tree.items():
             if depth and isinstance(value, Mapping) and isinstance(key, str):
                 yield from walk(f"{name}/{key}" if name else key, value, depth - 1)
@@ -109,7 +109,7 @@ def _dictionaries(file: files.File) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield prefix, inside
 
 
-def _network(file: files.File, entry: str, tensors: dict[str, Any]) -> Found | None:
+def _network(file: formats.File, entry: str, tensors: dict[str, Any]) -> Found | None:
     state, prefixes, duplicates, left_out = strip(tensors)
     for family, naming, pattern in SIGNATURES:
         if any(re.match(pattern, name) for name in state):

@@ -5,7 +5,7 @@ import os
 import pathlib
 from collections.abc import Mapping
 
-from crate_jax.convert import declare, files, identify, weights
+from crate_jax.convert import declare, formats, identify, weights
 
 
 def inspect(path: str | os.PathLike) -> str:
@@ -19,7 +19,7 @@ def inspect(path: str | os.PathLike) -> str:
     path = pathlib.Path(path)
     if path.is_dir():
         return _inspect_workdir(path)
-    file = files.read(path)
+    file = formats.read(path)
     lines = [("file", str(path)), ("format", f"{file.format}, {path.stat().st_size:,} bytes")]
     try:
         found = identify.find(file)

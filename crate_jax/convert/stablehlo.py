@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
-from crate_jax.export.files import whole
+from crate_jax.files import whole
 from crate_jax.models import base
 from crate_jax.models.base import Transformer
 from crate_jax.segmentation import attention

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as rle
 
-from crate_jax.export.files import write_atomically
+from crate_jax.files import write_atomically
 
 CATEGORY = {"id": 1, "name": "object"}
 

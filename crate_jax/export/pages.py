@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jinja2
 
-from crate_jax.export.files import write_atomically
+from crate_jax.files import write_atomically
 
 
 def write_page(

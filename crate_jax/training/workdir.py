@@ -8,7 +8,7 @@ import shutil
 import ml_collections
 
 from crate_jax import config as configuration
-from crate_jax.export.files import write_atomically
+from crate_jax.files import write_atomically
 
 CONFIG = "config.json"
 

@@ -16,12 +16,12 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import crate_jax
-from crate_jax import segment
 from crate_jax.convert import checkpoints
 from crate_jax.models import variants
+from crate_jax.segment import collection as collecting
+from crate_jax.segment.__main__ import main as segment
 from crate_jax.segmentation import maskcut
-from crate_jax.suite import collecting
-from crate_jax.suite.records import Records
+from crate_jax.store import Records
 from tests.end_to_end import runs
 
 PHOTOGRAPHS = ["hubble_deep_field.jpg", "retina.jpg", "rocket.jpg"] + [
@@ -59,7 +59,7 @@ def photographs(tmp_path_factory):
 
 
 def run(checkpoint, images, out, method, *extra):
-    return segment.main(
+    return segment(
         [
             f"--checkpoint={checkpoint}",
             f"--images={images}",

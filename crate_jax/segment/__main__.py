@@ -19,9 +19,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from crate_jax import command_line
+from crate_jax import arguments, command_line
 from crate_jax.convert import arguments as declarations
-from crate_jax.suite import arguments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -135,8 +134,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import cv2
 
+    from crate_jax import inference
     from crate_jax.data import images
-    from crate_jax.suite import network, segmenting
+    from crate_jax.segment import segmenting
 
     cv2.utils.logging.setLogLevel(
         0
@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = images.find(args.images, exclude=args.out)
         folder = pathlib.Path(args.images).expanduser()
         folder = folder.parent if folder.is_file() else folder
-        net = network.load(args.checkpoint, **declarations.declared(args))
+        net = inference.load(args.checkpoint, **declarations.declared(args))
         fields = segmenting.Options.__dataclass_fields__
         options = segmenting.Options(**{name: getattr(args, name) for name in fields})
         failed = segmenting.segment(net, folder, names, args.out, options, say=_say)

@@ -11,8 +11,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from crate_jax import score, segment
 from crate_jax.export.coco import encode_mask
+from crate_jax.score.__main__ import main as score
+from crate_jax.segment.__main__ import main as segment
 
 SIZES = {3: (40, 56), 11: (50, 50), 12: (36, 30), 40: (64, 48)}  # id: height, width
 
@@ -41,7 +42,7 @@ def scored(tiny, tmp_path_factory):
     out = root / "segmented"
     options = ["--size=64", "--tau=0.2", "--max-masks=3", f"--annotations={file}"]
     argv = [f"--checkpoint={tiny}", f"--images={root / 'val2017'}", f"--out={out}"]
-    assert segment.main([*argv, "--method=maskcut", *options, "--save=coco"]) == 0
+    assert segment([*argv, "--method=maskcut", *options, "--save=coco"]) == 0
     found = json.loads((out / "coco.json").read_text())["annotations"]
     predictions = [{**mask, "score": 1.0} for mask in found]
 
@@ -65,7 +66,7 @@ def scored(tiny, tmp_path_factory):
 
 
 def run(tiny, root, out, *extra):
-    return score.main(
+    return score(
         [
             *("--dataset=coco", f"--root={root}", f"--checkpoint={tiny}", f"--out={out}"),
             *("--size=64", "--samples=20", *extra),

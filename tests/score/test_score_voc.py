@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crate_jax import score
-from crate_jax.suite import network as networks
+from crate_jax import inference as networks
+from crate_jax.score.__main__ import main as score
 
 PERSON, CAR, BIRD, VOID = 15, 7, 3, 255
 
@@ -62,7 +62,7 @@ def seeing(monkeypatch):
 
 
 def run(checkpoint, root, out, *extra):
-    return score.main(
+    return score(
         [
             *("--dataset=voc", f"--root={root}", f"--checkpoint={checkpoint}", f"--out={out}"),
             *("--size=32", "--batch-size=2", "--no-random", *extra),
@@ -122,7 +122,7 @@ def test_random_weights_and_gain(tiny, voc, tmp_path):
     plain = json.loads((tmp_path / "out" / "scores.json").read_text())["scores"]
     assert not any("layer01" in name or "random" in name for name in plain)
     argv = ["--dataset=voc", f"--root={voc}", f"--checkpoint={tiny}", f"--out={tmp_path / 'two'}"]
-    assert score.main([*argv, "--size=32", "--seed=5"]) == 0
+    assert score([*argv, "--size=32", "--seed=5"]) == 0
     scores = json.loads((tmp_path / "two" / "scores.json").read_text())["scores"]
     value = {name: figure["value"] for name, figure in scores.items()}
     for rule in ("mass", "area"):

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from crate_jax import inference
 from crate_jax.data import images
 from crate_jax.export import coco, overlays
+from crate_jax.segment import collection as collecting
+from crate_jax.segment import methods
 from crate_jax.segmentation import parts
-from crate_jax.suite import collecting, methods
-from crate_jax.suite import network as networks
-from crate_jax.suite.records import Records, npz_bytes
+from crate_jax.store import Records, npz_bytes
 
 SAVES = ("png", "npz", "coco")
 ON_ERROR = ("fail", "skip", "stop")
@@ -74,7 +75,7 @@ class _Loaded:
 
 
 def segment(
-    network: networks.Network,
+    network: inference.Network,
     folder: pathlib.Path,
     names: list[str],
     out: pathlib.Path,
@@ -97,9 +98,9 @@ def segment(
     Raises:
         ValueError: options that do not fit the network, or an `out` of other settings.
     """
-    layer = networks.layer_index(network.config, options.layer, options.method)
-    size = networks.input_size(network.config, options.size)
-    grid = networks.grid_of(network.config, size)
+    layer = inference.layer_index(network.config, options.layer, options.method)
+    size = inference.input_size(network.config, options.size)
+    grid = inference.grid_of(network.config, size)
     if options.head is not None and not 0 <= options.head < network.config.heads:
         raise ValueError(
             f"head: expected an index in [0, {network.config.heads}) or mean, got {options.head}"
@@ -125,7 +126,7 @@ def segment(
 
 @dataclasses.dataclass
 class _Run:
-    network: networks.Network
+    network: inference.Network
     folder: pathlib.Path
     records: Records
     options: Options
@@ -206,7 +207,7 @@ class _Run:
 
     def _features(self, paths: list[pathlib.Path]) -> np.ndarray:
         needed = 4 * sum(path.stat().st_size for path in paths)  # in float64, and centred
-        free = networks.free_host_memory()
+        free = inference.free_host_memory()
         if free is not None and needed > free:
             raise ValueError(
                 f"parts: {len(paths)} images need about {needed / 2**30:.1f} GiB together, "
@@ -219,7 +220,7 @@ class _Run:
             return True
         return self.records.done(name)
 
-    def _compile(self) -> networks.Batches:
+    def _compile(self) -> inference.Batches:
         patches = self.grid[0] * self.grid[1]
         self.say(
             f"input     {self.size[0]} x {self.size[1]} px in patches of "
@@ -227,11 +228,11 @@ class _Run:
             f"patches; layer {self.layer} of 0..{self.network.config.depth - 1}"
         )
         if self.options.method == "attention":
-            run = networks.cls_maps(self.network, [self.layer])
+            run = inference.cls_maps(self.network, [self.layer])
         else:
-            run = networks.patch_features(self.network, [self.layer], self.options.features)
-        batches = networks.Batches(self.network, run, self.options.batch_size, self.size)
-        self.say(networks.memory_line(batches, self.options.batch_size))
+            run = inference.patch_features(self.network, [self.layer], self.options.features)
+        batches = inference.Batches(self.network, run, self.options.batch_size, self.size)
+        self.say(inference.memory_line(batches, self.options.batch_size))
         return batches
 
     def _read(self, name: str) -> "_Loaded | _Failure":
@@ -245,7 +246,7 @@ class _Run:
         preview = images.resize(picture.pixels, _preview_size(picture.size))
         return _Loaded(images.resize(picture.pixels, self.size), preview, picture.size)
 
-    def _compute(self, batches: networks.Batches, loaded: list) -> Sequence[Any]:
+    def _compute(self, batches: inference.Batches, loaded: list) -> Sequence[Any]:
         """What the method needs of each image; None for one that failed to load."""
         pixels = np.zeros(batches.shape, np.uint8)
         valid = np.array([isinstance(picture, _Loaded) for picture in loaded])

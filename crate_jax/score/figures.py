@@ -13,10 +13,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from crate_jax.score.datasets import Dataset
+from crate_jax.score.findings import RULES, Measured
+from crate_jax.score.measuring import Protocol
 from crate_jax.segmentation import scoring
-from crate_jax.suite.datasets import Dataset
-from crate_jax.suite.findings import RULES, Measured
-from crate_jax.suite.measuring import Protocol
 
 HEADS = ("best", "mean", "single")
 APS = ("AP50", "AP75", "AP", "AR100")

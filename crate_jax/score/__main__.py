@@ -20,9 +20,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from crate_jax import command_line
+from crate_jax import arguments, command_line
 from crate_jax.convert import arguments as declarations
-from crate_jax.suite import arguments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -125,7 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _score(args: argparse.Namespace) -> dict:
-    from crate_jax.suite import datasets, measuring, network, scoring
+    from crate_jax import inference
+    from crate_jax.score import datasets, measuring
+    from crate_jax.score import passes as scoring
 
     declared = declarations.declared(args)
     steps = _of_run(args.checkpoint, args.steps)
@@ -133,12 +134,12 @@ def _score(args: argparse.Namespace) -> dict:
         data = datasets.VocLabels(args.root, args.split or "val", args.limit)
     elif args.dataset == "coco":
         data = datasets.CocoInstances(args.root, args.split or "val2017", args.limit)
-    net = network.load(args.checkpoint, **declared)
+    net = inference.load(args.checkpoint, **declared)
     if args.dataset == "scenes":
         side = max(net.config.image_size)
         data = datasets.SceneInstances(side, args.limit, args.objects, args.seed)
     protocol = measuring.Protocol(
-        size=network.input_size(net.config, args.size),
+        size=inference.input_size(net.config, args.size),
         attention_layers=_chosen(net, args.layers, range(net.config.depth)) * data.has_labels,
         mask_layers=_chosen(net, args.layers, [net.config.depth - 1]) * data.has_instances,
         keep=args.keep,
@@ -173,19 +174,19 @@ def _score(args: argparse.Namespace) -> dict:
             "limit": args.limit,
             **({"objects": list(args.objects)} if args.dataset == "scenes" else {}),
         },
-        load_step=lambda step: network.load(args.checkpoint, step=step, **declared),
+        load_step=lambda step: inference.load(args.checkpoint, step=step, **declared),
         say=lambda line: print(line, flush=True),
     )
 
 
 def _chosen(net, layers, default) -> tuple[int, ...]:
-    from crate_jax.suite import network
+    from crate_jax import inference
 
     if layers is None:
         return tuple(default)
     if layers == "all":
         return tuple(range(net.config.depth))
-    return tuple(network.layer_index(net.config, layer, "maskcut") for layer in layers)
+    return tuple(inference.layer_index(net.config, layer, "maskcut") for layer in layers)
 
 
 def _of_run(path: str, steps) -> tuple[int, ...]:

@@ -13,9 +13,9 @@ import zlib
 
 import numpy as np
 
-from crate_jax.export.files import write_atomically
+from crate_jax.files import write_atomically
 from crate_jax.segmentation import attention, scoring
-from crate_jax.suite.records import npz_bytes
+from crate_jax.store import npz_bytes
 
 RULES = tuple(attention.RULES)
 

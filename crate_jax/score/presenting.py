@@ -10,10 +10,10 @@ import rich.table
 from crate_jax.export.charts import Line, line_chart
 from crate_jax.export.history import rule_names
 from crate_jax.export.scores import Chart, Table
-from crate_jax.suite import figures as fig
-from crate_jax.suite.figures import Figure, Figures
-from crate_jax.suite.findings import RULES
-from crate_jax.suite.measuring import Protocol
+from crate_jax.score import figures as fig
+from crate_jax.score.figures import Figure, Figures
+from crate_jax.score.findings import RULES
+from crate_jax.score.measuring import Protocol
 
 _CONTROLS = {"cls_iou_random": "random weights", "cls_iou_other": "another image"}
 _HEADS = {"best": "best head", "mean": "mean head", "single": "one head"}

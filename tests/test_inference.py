@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from crate_jax import inference as networks
 from crate_jax.models import base, variants
 from crate_jax.segmentation import attention
-from crate_jax.suite import network as networks
 
 
 def network(name="crate-testing", seed=0, **fields):

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from crate_jax import score
 from crate_jax.data.scenes import Scenes
 from crate_jax.models import base, variants
-from crate_jax.suite.datasets import SceneInstances
-from crate_jax.suite.findings import Store
+from crate_jax.score.__main__ import main as score
+from crate_jax.score.datasets import SceneInstances
+from crate_jax.score.findings import Store
 from crate_jax.training.checkpoint import Checkpoints
 
 
@@ -32,7 +32,7 @@ def scored(workdir, tmp_path_factory):
     out = tmp_path_factory.mktemp("scores")
     argv = ["--dataset=scenes", f"--checkpoint={workdir}", f"--out={out}", "--limit=5"]
     argv += ["--steps=all", "--noise=paper", "--samples=10", "--layers=-1", "--size=32"]
-    assert score.main(argv) == 0
+    assert score(argv) == 0
     return out, json.loads((out / "scores.json").read_text())
 
 
@@ -48,7 +48,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(workdir, tmp_path, ca
     def run(out, *extra):
         argv = ["--dataset=scenes", f"--checkpoint={workdir}", f"--out={tmp_path / out}"]
         argv += ["--limit=6", "--batch-size=2", "--samples=10", "--size=32", *extra]
-        return score.main(argv)
+        return score(argv)
 
     written, content = Store.write, {}
 
@@ -80,7 +80,7 @@ def test_other_settings_never_meet_what_was_kept(workdir, tmp_path, capsys, monk
     def run(*extra):
         argv = ["--dataset=scenes", f"--checkpoint={workdir}", f"--out={tmp_path}", "--limit=2"]
         argv += ["--batch-size=1", "--samples=10", "--size=32", "--layers=-1", "--no-random"]
-        return score.main([*argv, *extra])
+        return score([*argv, *extra])
 
     written = Store.write
 
@@ -133,7 +133,7 @@ def test_truth_of_scenes():
 
 def test_wrong_usage(workdir, tiny, tmp_path, capsys):
     def run(*argv):
-        return score.main([*argv, f"--out={tmp_path}"])
+        return score([*argv, f"--out={tmp_path}"])
 
     assert run("--dataset=scenes", f"--checkpoint={tiny}", "--steps=all") == 2
     assert "directory of a run" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import crate_jax
-from crate_jax.convert import checkpoints, files, inspection
+from crate_jax.convert import checkpoints, formats, inspection
 
 
 class Evil:
@@ -204,5 +204,5 @@ def test_formats_are_told_by_content(reference_files, tmp_path):
     source = checkpoints.read(reference_files / "crate_mini.npz", heads=4)
     checkpoints.save(source, tmp_path / "a.safetensors")
     (tmp_path / "a.safetensors").rename(tmp_path / "a.pth")
-    assert files.read(tmp_path / "a.pth").format == "safetensors"
+    assert formats.read(tmp_path / "a.pth").format == "safetensors"
     assert crate_jax.load(tmp_path / "a.pth").config.heads == 4

@@ -19,8 +19,8 @@ import numpy as np
 
 from crate_jax.data import images
 from crate_jax.export import coco, overlays, report
-from crate_jax.export.files import write_atomically
-from crate_jax.suite.records import Records, printable
+from crate_jax.files import write_atomically
+from crate_jax.store import Records, printable
 
 LOW_CONFIDENCE = 0.01
 _EMBEDDED = 60  # images: a gallery of more links to files beside it, in place of holding them

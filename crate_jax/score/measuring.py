@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from crate_jax import inference
 from crate_jax.data import images
 from crate_jax.export import coco
 from crate_jax.models import base
+from crate_jax.score.datasets import Dataset, Unusable
+from crate_jax.score.findings import RULES, Batch, Finding, Measured, Store
+from crate_jax.segment import methods
 from crate_jax.segmentation import attention, layerwise, noise, scoring
-from crate_jax.suite import methods
-from crate_jax.suite import network as networks
-from crate_jax.suite.datasets import Dataset, Unusable
-from crate_jax.suite.findings import RULES, Batch, Finding, Measured, Store
 
 _PROGRESS_EVERY = 5  # seconds
 
@@ -64,32 +64,32 @@ class Measurer:
 
     def __init__(
         self,
-        network: networks.Network,
+        network: inference.Network,
         data: Dataset,
         protocol: Protocol,
         say: Callable[[str], None] = print,
     ):
         self.network, self.data, self.protocol, self.say = network, data, protocol, say
-        self.grid = networks.grid_of(network.config, protocol.size)
+        self.grid = inference.grid_of(network.config, protocol.size)
         shape = protocol.batch_size, protocol.size
         self._looks = self._features = None
         if protocol.attention_layers:
-            self._looks = networks.Batches(
+            self._looks = inference.Batches(
                 network, looks(network, protocol.attention_layers, protocol.keep), *shape
             )
         if protocol.mask_layers:
-            run = networks.patch_features(network, protocol.mask_layers, protocol.features)
-            self._features = networks.Batches(network, run, *shape)
+            run = inference.patch_features(network, protocol.mask_layers, protocol.features)
+            self._features = inference.Batches(network, run, *shape)
 
     @property
-    def memory(self) -> networks.Batches:
+    def memory(self) -> inference.Batches:
         """The program that needs the most memory."""
         programs = [p for p in (self._looks, self._features) if p is not None]
         return max(programs, key=lambda program: program.memory or 0)
 
     def __call__(
         self,
-        network: networks.Network | None = None,
+        network: inference.Network | None = None,
         noisy: tuple[float, float] | None = None,
         *,
         label: str = "score",
@@ -235,14 +235,14 @@ class _Progress:
             )
 
 
-def looks(network: networks.Network, layers: tuple[int, ...], keep: float) -> Callable:
+def looks(network: inference.Network, layers: tuple[int, ...], keep: float) -> Callable:
     """(params, images uint8[b, h, w, 3]) -> what is measured of each layer.
 
     Returns:
         A function to a dictionary: `kept` bool[b, rules, layers, heads, n], the patches that each
         of `RULES` keeps; `coding_rate` and `sparsity` f32[b, layers].
     """
-    maps_of = networks.cls_maps(network, layers)
+    maps_of = inference.cls_maps(network, layers)
 
     def run(params, images):
         maps = maps_of(params, images)

@@ -13,16 +13,15 @@ from typing import Any
 import jax
 import rich.console
 
-from crate_jax import _version
+from crate_jax import _version, inference
 from crate_jax.export import scores as page
-from crate_jax.export.files import write_atomically
+from crate_jax.files import write_atomically
+from crate_jax.score import figures as fig
+from crate_jax.score import presenting
+from crate_jax.score.datasets import Dataset
+from crate_jax.score.findings import RULES, Measured, Store
+from crate_jax.score.measuring import Measurer, Protocol
 from crate_jax.segmentation import noise
-from crate_jax.suite import figures as fig
-from crate_jax.suite import network as networks
-from crate_jax.suite import presenting
-from crate_jax.suite.datasets import Dataset
-from crate_jax.suite.findings import RULES, Measured, Store
-from crate_jax.suite.measuring import Measurer, Protocol
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Passes:
 
 
 def score(
-    network: networks.Network,
+    network: inference.Network,
     data: Dataset,
     protocol: Protocol,
     passes: Passes,
@@ -53,7 +52,7 @@ def score(
     *,
     title: str,
     settings: dict[str, Any],
-    load_step: Callable[[int], networks.Network] | None = None,
+    load_step: Callable[[int], inference.Network] | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Scores a network; writes OUT/scores.json and OUT/index.html and prints the tables.
@@ -81,12 +80,12 @@ def score(
         f"input     {protocol.size[0]} x {protocol.size[1]} px in patches of "
         f"{network.config.patch_size}: {rows} x {columns} = {rows * columns} patches"
     )
-    say(networks.memory_line(measurer.memory, protocol.batch_size))
+    say(inference.memory_line(measurer.memory, protocol.batch_size))
 
     out = pathlib.Path(out)
     unfinished = out / "measured"
 
-    def measure(label: str, network: networks.Network = network, noisy=None) -> Measured:
+    def measure(label: str, network: inference.Network = network, noisy=None) -> Measured:
         made_of = {
             "weights": network.fingerprint,
             "model": network.config.to_dict(),
@@ -102,7 +101,7 @@ def score(
     trained = measure("trained")
     untrained = None
     if passes.untrained and protocol.attention_layers:
-        untrained = measure("random", networks.random_weights(network, passes.seed))
+        untrained = measure("random", inference.random_weights(network, passes.seed))
 
     def figures(measured: Measured, untrained: Measured | None = None) -> fig.Figures:
         found = {}

@@ -22,7 +22,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from crate_jax.export.files import whole
+from crate_jax.files import whole
 
 DECLARATION = "crate_jax"  # the metadata entry that holds what tensors do not tell
 TARGETS = (".safetensors", ".npz", ".pth", ".pth.tar")

@@ -20,7 +20,7 @@ import numpy as np
 
 from crate_jax import config as configuration
 from crate_jax.export.coco import write_json
-from crate_jax.export.files import write_atomically
+from crate_jax.files import write_atomically
 
 _LONGEST = 180  # bytes of a file name, of 255 that file systems take: suffixes come on top
 

@@ -1,0 +1,1 @@
+"""`python -m crate_jax.segment`: a folder of images through a network and a method to files."""
