@@ -1,9 +1,13 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and one process at a time."""
 
 import contextlib
+import json
 import os
 import secrets
-from collections.abc import Iterator
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 
@@ -44,3 +48,157 @@ def write_atomically(path: str | os.PathLike, content: str | bytes) -> Path:
     with whole(path) as temporary:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     return Path(path)
+
+
+_BEAT = 5.0  # seconds between two signs of life of a holder
+_PATIENCE = 30.0  # seconds without one, after which a holder on another machine is given up
+
+
+class Lock(contextlib.AbstractContextManager):
+    """One process at a time, by a file that names the holder: host, process and since when.
+
+    A lock whose process is gone is taken over: at once where the process ran here, on another
+    machine (or in another container) after 30 seconds without a sign of life, which a holder gives
+    every five. No kernel lock: those are silent about their holder, outlive it in its children,
+    and some network file systems have none.
+
+    Args:
+        path: of the file; its folder is made if needed.
+
+    Raises (on entering):
+        ValueError: another process holds it; the message names that process.
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._over = threading.Event()
+        self._mine = b""
+
+    def __enter__(self) -> "Lock":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        place = {"host": socket.gethostname(), "namespace": _namespace(), "pid": os.getpid()}
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        holder = place | {"started": _started(os.getpid()), "since": since}
+        self._mine = json.dumps(holder).encode()
+        while True:
+            try:
+                file = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            except FileExistsError:
+                self._take_over()
+                continue
+            with open(file, "wb") as lock:
+                lock.write(self._mine)
+            break
+        self._over.clear()
+        threading.Thread(target=self._beat, name="lock", daemon=True).start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._over.set()
+        with contextlib.suppress(OSError):
+            if self.path.read_bytes() == self._mine:
+                self.path.unlink()
+
+    def held(self) -> bool:
+        """Whether a process holds the lock, as far as can be told without waiting."""
+        try:
+            content, _ = self._read()
+        except FileNotFoundError:
+            return False
+        return _is_alive(_holder(content)) is not False
+
+    def _beat(self) -> None:
+        while not self._over.wait(_BEAT):
+            try:
+                if self.path.read_bytes() == self._mine:
+                    os.utime(self.path)
+            except OSError:
+                continue  # a full disk or a share that is away for a moment
+
+    def _read(self) -> tuple[bytes, int]:
+        # Opened, not `stat`: NFS asks the server for the time of change when a file is opened.
+        with open(self.path, "rb") as file:
+            return file.read(), os.fstat(file.fileno()).st_mtime_ns
+
+    def _take_over(self) -> None:
+        """Returns when it is worth another try: the lock's file is away, or says something else.
+
+        Raises:
+            ValueError: its process lives.
+        """
+        try:
+            seen = self._read()
+            alive, until = _is_alive(_holder(seen[0])), time.monotonic() + _PATIENCE
+            while alive is None and time.monotonic() < until:
+                time.sleep(min(1.0, _PATIENCE / 10))
+                now = self._read()
+                if now[0] != seen[0]:  # another holder, or the same has now written its name
+                    return
+                alive = now[1] != seen[1] or None
+            if alive:
+                raise ValueError(self._refusal(_holder(seen[0])))
+            # Renamed, not deleted: another that takes it over too may have its own there already.
+            aside = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}")
+            os.rename(self.path, aside)
+        except FileNotFoundError:
+            return
+        if aside.read_bytes() != seen[0]:
+            os.rename(aside, self.path)
+            return
+        aside.unlink()
+
+    def _refusal(self, holder: Mapping) -> str:
+        who = "a process that is just starting"
+        if "pid" in holder:
+            who = f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+        return (
+            f"{self.path.parent}: expected no other process at work there, got {who}; wait until "
+            f"it has ended, stop it, or choose another folder (it holds {self.path.name})"
+        )
+
+
+def _holder(content: bytes) -> Mapping:
+    """Who holds a lock; empty where its file is being written, or damaged."""
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return {}
+    whole_record = isinstance(found, dict) and {"host", "namespace", "pid", "since"} <= set(found)
+    return found if whole_record and isinstance(found["pid"], int) else {}
+
+
+def _is_alive(holder: Mapping) -> bool | None:
+    """Whether a lock's process lives; None where it is not among those that we can see."""
+    if not holder or (holder["host"], holder["namespace"]) != (socket.gethostname(), _namespace()):
+        return None
+    return (started := _started(holder["pid"])) is not None and started == holder.get("started")
+
+
+def _namespace() -> str:
+    """What process numbers are counted in: containers of one host have their own."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str | None:
+    """When a process began, in ticks since boot ("" where that is not known); None if it is gone.
+
+    A number is given again some time: with the time it is not mistaken for its former owner.
+    """
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text("latin-1").rpartition(")")[2].split()
+        return None if state in "ZX" else fields[18]
+    except OSError:
+        pass
+    if Path("/proc/self/stat").exists():
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return ""

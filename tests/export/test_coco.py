@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from crate_jax.export import coco, files
+from crate_jax.export import coco
 from crate_jax.segmentation import scoring
 
 
@@ -79,26 +79,3 @@ def test_errors_say_what_is_expected(masks):
         coco.encode_mask(masks[0].astype(float))
     with pytest.raises(ValueError, match="3 masks; got 1"):
         coco.results(1, masks, scores=[1.0])
-
-
-def test_a_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = files.write_atomically(tmp_path / "a" / "b.txt", "ä")
-    assert path.read_bytes() == "ä".encode()
-    assert path.stat().st_mode & 0o444 == 0o444 & ~files_umask()
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        files.write_atomically(path, b"longer than before")
-    assert path.read_text("utf-8") == "ä"
-    assert [p.name for p in path.parent.iterdir()] == ["b.txt"]
-
-
-def files_umask():
-    import os
-
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

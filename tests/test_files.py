@@ -1,0 +1,140 @@
+"""Files whole or not at all; one process at a time."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from crate_jax import files
+from crate_jax.files import Lock
+
+_HOLDER = """
+import sys, time
+from crate_jax.files import Lock
+with Lock(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds tmp_path/.lock."""
+    command = [sys.executable, "-c", _HOLDER, str(tmp_path / ".lock")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_second_process_is_refused_and_told_who_is_first(holder, tmp_path):
+    with pytest.raises(ValueError, match=f"process {holder.pid} on {socket.gethostname()} since"):
+        Lock(tmp_path / ".lock").__enter__()
+    assert Lock(tmp_path / ".lock").held()
+
+
+@pytest.mark.parametrize("reaped", [False, True])
+def test_the_lock_of_a_killed_process_is_taken_over_at_once(holder, tmp_path, reaped):
+    holder.send_signal(signal.SIGKILL)
+    if reaped:
+        holder.wait()
+    else:
+        os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # a zombie is no process
+    assert not Lock(tmp_path / ".lock").held()
+    begin = time.monotonic()
+    with Lock(tmp_path / ".lock"):
+        assert time.monotonic() - begin < 1
+        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_process_number_that_was_given_again_is_not_the_holder(tmp_path):
+    with Lock(tmp_path / ".lock"):
+        record = json.loads((tmp_path / ".lock").read_text())
+    (tmp_path / ".lock").write_text(json.dumps(record | {"started": "1"}))
+    with Lock(tmp_path / ".lock"):
+        pass
+
+
+def test_a_lock_is_given_back_after_an_exception_and_can_be_taken_again(tmp_path):
+    lock = Lock(tmp_path / "new" / ".lock")
+    for _ in range(2):
+        with pytest.raises(RuntimeError), lock:
+            raise RuntimeError
+    assert os.listdir(tmp_path / "new") == []
+
+
+@pytest.mark.parametrize("content", ["elsewhere", "", "{", "[]", '{"pid": "1"}'])
+def test_a_holder_that_cannot_be_seen_is_given_up_after_no_sign_of_life(
+    tmp_path, monkeypatch, content
+):
+    monkeypatch.setattr(files, "_PATIENCE", 0.3)
+    path = tmp_path / ".lock"
+    if content == "elsewhere":
+        record = {"host": "elsewhere", "namespace": "", "pid": 1, "started": "1", "since": "then"}
+        content = json.dumps(record)
+    path.write_text(content)
+    with Lock(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+def test_a_holder_on_another_machine_that_gives_signs_of_life_is_not_given_up(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / ".lock"
+    monkeypatch.setattr(files, "_BEAT", 0.05)
+    monkeypatch.setattr(files, "_PATIENCE", 5.0)
+    with Lock(path) as lock:
+        monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+        with pytest.raises(ValueError, match=rf"process {os.getpid()} on .* \(it holds .lock\)"):
+            Lock(path).__enter__()
+        assert lock.held()
+
+
+def test_of_several_that_start_at_once_one_gets_it(tmp_path):
+    path = tmp_path / ".lock"
+    with Lock(path):
+        record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"started": "1"}))  # stale: all will take it over
+    together, results = threading.Barrier(6), []
+
+    def start():
+        together.wait()
+        try:
+            with Lock(path):
+                results.append(1)
+                time.sleep(0.5)
+        except ValueError:
+            results.append(0)
+
+    threads = [threading.Thread(target=start) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(results) == [0] * 5 + [1]
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = files.write_atomically(tmp_path / "a" / "b.txt", "ä")
+    assert path.read_bytes() == "ä".encode()
+    mask = os.umask(0)
+    os.umask(mask)
+    assert path.stat().st_mode & 0o444 == 0o444 & ~mask
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        files.write_atomically(path, b"longer than before")
+    assert path.read_text("utf-8") == "ä"
+    assert [p.name for p in path.parent.iterdir()] == ["b.txt"]
