@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from crate_jax import _version
-from crate_jax.convert import declare, formats, identify, names, weights
+from crate_jax.convert import declare, formats, identify, names, run_directory, weights
 from crate_jax.models import base
 from crate_jax.models.base import ImageModelConfig, Transformer
 from crate_jax.models.positions import resize_positions
@@ -150,18 +150,11 @@ def _drop_head(checkpoint: Checkpoint) -> None:
 
 
 def _read_workdir(path: pathlib.Path, options: dict, declared: dict) -> Checkpoint:
-    from crate_jax.models import variants
-    from crate_jax.training import checkpoint as training
-
     for name in ("published", "entry"):
         if options[name] is not None:
             raise ValueError(f"{name}: expected a file, got the directory {path}")
-    try:
-        params, stored, step = training.restore_params(path, options["step"])
-    except training.CheckpointError as error:
-        raise ValueError(str(error)) from error
+    params, config, step = run_directory.read(path, options["step"])
     flat = {p: np.asarray(x) for p, x in names.flatten(params)}
-    config = variants.from_dict(stored)
     given = {k: declare.plain(k, v) for k, v in declared.items() if v is not None}
     wrong = [
         f"{name}: declared as {value!r}, but the run's config says {getattr(config, name, None)!r}"

@@ -193,9 +193,9 @@ def _of_run(path: str, steps) -> tuple[int, ...]:
     """The steps asked for, checked before hours are spent on the first."""
     if not steps:
         return ()
-    from crate_jax.training import checkpoint
+    from crate_jax.convert import run_directory
 
-    found = checkpoint.complete_steps(pathlib.Path(path).expanduser())
+    found = run_directory.complete_steps(pathlib.Path(path).expanduser())
     if not found:
         raise ValueError(f"steps: expected the directory of a run, found no checkpoints in {path}")
     if steps == "all":

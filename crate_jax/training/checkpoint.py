@@ -9,7 +9,6 @@ before it is used.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -21,11 +20,9 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from crate_jax.models import base, variants
+from crate_jax.convert import run_directory
 from crate_jax.training import distributed
 
-MANIFEST = "manifest.json"
-ITEMS = ("params", "training", "input", "metadata")
 _CLOCK_JUMP = 60.0  # seconds by which the two clocks may part during a save
 
 
@@ -79,7 +76,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The complete steps, oldest first."""
-        return complete_steps(self.workdir)
+        return run_directory.complete_steps(self.workdir)
 
     def save(self, step: int, params: Any, training: Any, position: dict, metadata: dict) -> None:
         """Starts saving a step; returns once the arrays have left the device.
@@ -179,7 +176,7 @@ class Checkpoints:
         steps = self.steps()
         distributed.check_equal(checkpoints=steps)
         for step in reversed(steps):
-            problem = damage(self.directory / str(step))
+            problem = run_directory.damage(self.directory / str(step))
             # Every process judges by itself; one is taken to which none objects.
             if distributed.all_true(problem is None):
                 try:
@@ -207,7 +204,7 @@ class Checkpoints:
                 metadata=ocp.args.JsonRestore(),
             ),
         )
-        return Restored(step, **{item: restored[item] for item in ITEMS})
+        return Restored(step, **{item: restored[item] for item in run_directory.ITEMS})
 
     def _move_away(self, step: int, problem: str) -> None:
         logging.warning(
@@ -237,98 +234,17 @@ class Checkpoints:
         )
 
 
-def complete_steps(workdir: str | os.PathLike) -> list[int]:
-    """Steps whose directory stands under its final name, oldest first."""
-    directory = pathlib.Path(workdir) / "checkpoints"
-    if not directory.is_dir():
-        return []
-    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and p.is_dir())
-
-
 def seal(directory: pathlib.Path) -> None:
     """Writes the SHA-256 of every file of a complete step into its manifest, atomically."""
-    sums = {str(p.relative_to(directory)): _sha256(p) for p in _files(directory)}
-    temporary = directory / (MANIFEST + ".tmp")
+    sums = {str(p.relative_to(directory)): run_directory.checksum(p) for p in _files(directory)}
+    temporary = directory / (run_directory.MANIFEST + ".tmp")
     with temporary.open("w") as file:
         json.dump(sums, file, indent=0, sort_keys=True)
         file.flush()
         os.fsync(file.fileno())
-    temporary.rename(directory / MANIFEST)
-
-
-def damage(directory: pathlib.Path) -> str | None:
-    """What a step's manifest says is wrong with it; None where it is whole or has no manifest.
-
-    A step without one was complete when its process was killed before it could be sealed.
-    """
-    missing = [item for item in ITEMS if not (directory / item).is_dir()]
-    if missing:
-        return f"missing {', '.join(missing)}"
-    manifest = directory / MANIFEST
-    if not manifest.exists():
-        return None
-    try:
-        sums = json.loads(manifest.read_text())
-    except ValueError:
-        return f"{MANIFEST} is not readable"
-    for name, expected in sums.items():
-        if not (directory / name).is_file():
-            return f"missing {name}"
-        if _sha256(directory / name) != expected:
-            return f"{name} does not have the SHA-256 that was saved"
-    return None
+    temporary.rename(directory / run_directory.MANIFEST)
 
 
 def _files(directory: pathlib.Path) -> list[pathlib.Path]:
-    names = (MANIFEST, MANIFEST + ".tmp")
+    names = (run_directory.MANIFEST, run_directory.MANIFEST + ".tmp")
     return sorted(p for p in directory.rglob("*") if p.is_file() and p.name not in names)
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def restore_params(
-    workdir: str | os.PathLike, step: int | None = None
-) -> tuple[Any, dict[str, Any], int]:
-    """The parameters of a run's checkpoint on the default device, and what they belong to.
-
-    Args:
-        workdir: a run's directory, with config.json and checkpoints/.
-        step: the step wanted; None for the newest that is whole.
-
-    Returns:
-        (parameters as a pure dictionary, the model's config as a dictionary, the step).
-
-    Raises:
-        CheckpointError: where there is no such step, or it is damaged.
-    """
-    workdir = pathlib.Path(workdir).absolute()
-    config_file, steps = workdir / "config.json", complete_steps(workdir)
-    if not config_file.is_file() or not steps:
-        lacking = "checkpoints/STEP" if config_file.is_file() else "config.json"
-        raise CheckpointError(
-            f"{workdir}: expected a run's directory with config.json and checkpoints/STEP, found "
-            f"no {lacking}; give the workdir of a finished or running training"
-        )
-    if step is not None and step not in steps:
-        raise CheckpointError(f"{workdir}: expected one of the steps {steps}, got {step}")
-    model = json.loads(config_file.read_text())["model"]
-    config = variants.from_dict(model)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-        base.split(variants.abstract(config))[1],
-    )
-    problems = []
-    for candidate in [step] if step is not None else reversed(steps):
-        directory = workdir / "checkpoints" / str(candidate)
-        problem = damage(directory)
-        if problem is None:
-            with ocp.StandardCheckpointer() as checkpointer:
-                params = checkpointer.restore(directory / "params", abstract)
-            return params, config.to_dict(), candidate
-        problems.append(f"step {candidate}: {problem}")
-        logging.warning("checkpoint %s", problems[-1])
-    raise CheckpointError(f"{workdir}: no whole checkpoint: {'; '.join(problems)}")

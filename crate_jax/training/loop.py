@@ -16,6 +16,7 @@ import jax
 import ml_collections
 
 from crate_jax import config as configuration
+from crate_jax.convert import run_directory
 from crate_jax.models import base, variants
 from crate_jax.training import (
     checkpoint,
@@ -74,7 +75,7 @@ def train(
     directory = pathlib.Path(directory).expanduser().absolute()
     with distributed.together("opening the data"):
         data = inputs.open_data(config, model_config)
-        fresh = config.init_from and not checkpoint.complete_steps(directory)
+        fresh = config.init_from and not run_directory.complete_steps(directory)
         weights = pretrained.read(config.init_from, model_config) if fresh else {}
         figures.check_wandb(config.wandb)
     distributed.check_equal(
@@ -263,8 +264,7 @@ def evaluate(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -
         The exit status 0.
 
     Raises:
-        ValueError: where the config's model is not the run's.
-        checkpoint.CheckpointError: where there is no whole checkpoint.
+        ValueError: where the config's model is not the run's, or there is no whole checkpoint.
         distributed.ProcessFailed: where another process of the run failed.
     """
     config = configuration.resolve(config)
@@ -274,8 +274,8 @@ def evaluate(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -
     model_config = variants.from_dict(config.model.to_dict())
     with distributed.together("opening the data and the workdir"):
         data = inputs.open_data(config, model_config)
-        whole, saved, step = checkpoint.restore_params(directory)
-        if changes := configuration.differences(saved, model_config.to_dict()):
+        whole, saved, step = run_directory.read(directory)
+        if changes := configuration.differences(saved.to_dict(), model_config.to_dict()):
             raise ValueError(
                 f"workdir {directory}: holds another model than the config (there -> here):\n  "
                 + "\n  ".join(changes)

@@ -9,7 +9,8 @@ import ml_collections
 from clu import parameter_overview
 
 from crate_jax.config import Durations
-from crate_jax.training import checkpoint, evaluation, inputs, sharding
+from crate_jax.convert import run_directory
+from crate_jax.training import evaluation, inputs, sharding
 from crate_jax.training.console import say
 from crate_jax.training.inputs import Data
 
@@ -75,7 +76,7 @@ def _text(
             f"batch, {work / 2**30:.2f} at work{_capacity()}"
         )
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(template)) / 1e9
-    done = checkpoint.complete_steps(directory)
+    done = run_directory.complete_steps(directory)
     lines += [
         f"every     log {plan.log}, evaluate {plan.evaluate}, checkpoint {plan.checkpoint} steps",
         f"writes to {directory}: config.json, metrics.jsonl, checkpoints/ ({size:.2f} GB each, the "

@@ -1,6 +1,9 @@
 """Runs of ours: out to PyTorch's names and back with identical logits."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -77,3 +80,48 @@ def test_a_run_without_checkpoints(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="found no checkpoints/STEP"):
         crate_jax.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1, 2]",
+        '{"model": 3}',
+        '{"steps": 3}',
+        '{"model": {"family": "crate", "dim": "wide"}}',
+        '{"model": {"family": "crate", "mean": 3}}',
+        '{"model": {"family": []}}',
+        "[" * 100_000,
+        "not JSON",
+        "\\xff",
+    ],
+)
+def test_a_config_that_is_something_else_is_one_line(text, tmp_path):
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"config\.json: expected the config of a run") as raised:
+        crate_jax.load(tmp_path)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_step_that_cannot_be_read_is_passed_over(run_directory, tmp_path):
+    """Not sealed, as where its process was killed, and half of its arrays are gone."""
+    run = shutil.copytree(run_directory, tmp_path / "run")
+    step = run / "checkpoints" / "20"
+    (step / "manifest.json").unlink()
+    shutil.rmtree(step / "params" / "d", ignore_errors=True)
+    (step / "params" / "_METADATA").write_text("{")
+    assert "step 10" in checkpoints.read(run).notes
+    with pytest.raises(ValueError, match="no whole checkpoint: step 20") as raised:
+        crate_jax.load(run, step=20)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_conversion_needs_no_training():
+    """Neither its modules nor what they import."""
+    code = (
+        "import sys; from crate_jax.convert import __main__, checkpoints, inspection, stablehlo; "
+        "print(*[m for m in sys.modules if m.startswith('crate_jax.training')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not done.stdout.strip()

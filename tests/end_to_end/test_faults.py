@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import pytest
 
 from crate_jax import data
+from crate_jax.convert import run_directory
 from crate_jax.data.loader import WorkerDied
 from crate_jax.training import checkpoint, loop, metrics
 from crate_jax.training import step as steps
@@ -158,7 +159,7 @@ def lose_file(step):
 
 def halve(step):
     """As if the process was killed before the checkpoint was sealed and the disk lost a part."""
-    (step / checkpoint.MANIFEST).unlink()
+    (step / run_directory.MANIFEST).unlink()
     path = largest_file(step / "params")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from crate_jax.convert import __main__ as convert
+from crate_jax.convert import run_directory
 from crate_jax.models.positions import resize_positions
-from crate_jax.training import checkpoint, loop
+from crate_jax.training import loop
 from tests.end_to_end import runs
 from tests.test_config import CONFIGS, load
 
@@ -40,8 +41,8 @@ def test_starts_from_a_converted_file(images, converted, tmp_path, capsys):
     assert runs.metrics(tmp_path)[-1]["val/images"] == 12
     with np.load(REFERENCE) as file:
         theirs = {k.removeprefix("state_dict/"): file[k] for k in file.files}
-    ours, model, _ = checkpoint.restore_params(tmp_path)
-    assert (model["classes"], tuple(model["image_size"])) == (3, (48, 48))
+    ours, model, _ = run_directory.read(tmp_path)
+    assert (model.classes, model.image_size) == (3, (48, 48))
     for layer in range(3):  # at a rate of 0, bit for bit
         np.testing.assert_array_equal(
             ours["layers"][layer]["attention"]["subspace"]["kernel"],
@@ -49,7 +50,7 @@ def test_starts_from_a_converted_file(images, converted, tmp_path, capsys):
         )
     np.testing.assert_array_equal(
         ours["positions"],
-        resize_positions(theirs["pos_embedding"], (4, 4), (6, 6), model["positions"]),
+        resize_positions(theirs["pos_embedding"], (4, 4), (6, 6), model.positions),
     )
     assert ours["head"]["kernel"].shape == (48, 3)
 

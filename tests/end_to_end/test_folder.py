@@ -10,8 +10,9 @@ import pytest
 
 from crate_jax import config as configuration
 from crate_jax import recipes
+from crate_jax.convert import run_directory
 from crate_jax.models import variants
-from crate_jax.training import checkpoint, inputs, loop, pretrained
+from crate_jax.training import inputs, loop, pretrained
 from crate_jax.training import step as steps
 from tests.end_to_end import pictures, runs
 
@@ -140,9 +141,9 @@ def test_fine_tuning_starts_from_the_run_with_a_new_head(trained, tmp_path):
         optimizer__learning_rate=0.0,
     )
     assert loop.train(config, tmp_path / "run") == 0
-    before, _, _ = checkpoint.restore_params(trained)
-    after, model, _ = checkpoint.restore_params(tmp_path / "run")
-    assert model["classes"] == 3
+    before, _, _ = run_directory.read(trained)
+    after, model, _ = run_directory.read(tmp_path / "run")
+    assert model.classes == 3
     for name in ("subspace", "output"):
         there, here = (p["layers"][0]["attention"][name]["kernel"] for p in (before, after))
         np.testing.assert_array_equal(here, there)
@@ -225,6 +226,6 @@ def test_a_folder_is_fine_tuned_from_a_checkpoint_whatever_its_network(images, t
     assert not any(name.startswith("head") for name in weights)
     same = recipes.finetune_folder(images, trained)
     assert same.data.image_size == 32
-    params, *_ = checkpoint.restore_params(trained)
+    params, *_ = run_directory.read(trained)
     again = pretrained.read(same.init_from, variants.from_dict(same.model.to_dict()))
     np.testing.assert_array_equal(again["positions"], params["positions"])
