@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from crate_jax.convert import run_directory
+from crate_jax.files import write_atomically
 from crate_jax.training import distributed
 
 _CLOCK_JUMP = 60.0  # seconds by which the two clocks may part during a save
@@ -237,14 +238,10 @@ class Checkpoints:
 def seal(directory: pathlib.Path) -> None:
     """Writes the SHA-256 of every file of a complete step into its manifest, atomically."""
     sums = {str(p.relative_to(directory)): run_directory.checksum(p) for p in _files(directory)}
-    temporary = directory / (run_directory.MANIFEST + ".tmp")
-    with temporary.open("w") as file:
-        json.dump(sums, file, indent=0, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(directory / run_directory.MANIFEST)
+    content = json.dumps(sums, indent=0, sort_keys=True)
+    write_atomically(directory / run_directory.MANIFEST, content)
 
 
 def _files(directory: pathlib.Path) -> list[pathlib.Path]:
-    names = (run_directory.MANIFEST, run_directory.MANIFEST + ".tmp")
-    return sorted(p for p in directory.rglob("*") if p.is_file() and p.name not in names)
+    found = sorted(p for p in directory.rglob("*") if p.is_file())
+    return [p for p in found if p.name != run_directory.MANIFEST and p.suffix != ".partial"]

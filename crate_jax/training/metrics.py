@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from crate_jax.files import write_atomically
+
 # Peak dense bf16 matrix operations a second, by a part of `device_kind`; from the makers'
 # datasheets. The longest match counts.
 PEAK_FLOPS = {
@@ -51,9 +53,7 @@ class MetricsFile:
         self.lines = cut(path, resume_step)
         self._file = None
         if writer:
-            temporary = path.with_name(path.name + ".tmp")
-            temporary.write_text("".join(_line(entry) for entry in self.lines))
-            temporary.replace(path)
+            write_atomically(path, "".join(_line(entry) for entry in self.lines))
             self._file = path.open("a")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
