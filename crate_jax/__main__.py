@@ -26,11 +26,13 @@ def main(argv: list[str] | None = None) -> int:
     listed = "\n".join(f"  {name:{width}}  {text}" for name, text in names.items())
     parser = command_line.parser("python -m crate_jax", __doc__, f"commands:\n{listed}")
     parser.add_argument("--completion", action="store_true", help="print the code for the shell")
-    if command_line.parse(parser, argv).completion:
-        print(command_line.shell_code())
-    else:
-        print(parser.format_help(), end="")
-    return 0
+    args = command_line.parse(parser, argv)
+
+    def work() -> int:
+        print(command_line.shell_code() if args.completion else parser.format_help().rstrip())
+        return 0
+
+    return command_line.run(work)
 
 
 if __name__ == "__main__":

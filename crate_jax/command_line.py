@@ -1,4 +1,4 @@
-"""What the commands share: one look of --help, --version, and completion by the tab key.
+"""What the commands share: one look of --help, --version, completion by the tab key, and one end.
 
 A command says by an argument's metavar what stands there (DIR, FILE.safetensors, CONFIG); from
 that the shell completes it. Nothing here imports JAX.
@@ -6,11 +6,19 @@ that the shell completes it. Nothing here imports JAX.
 
 import argparse
 import ast
+import contextlib
+import io
+import logging
+import multiprocessing
 import os
 import pathlib
 import re
+import select
+import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import threading
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from crate_jax._version import __version__
@@ -54,6 +62,96 @@ def parse(parser: argparse.ArgumentParser, argv: Iterable[str] | None = None) ->
     """The arguments; answers the shell instead where it asks for completions."""
     complete(parser)
     return parser.parse_args(argv)
+
+
+def run(
+    command: Callable[[], int], *faults: type[Exception], stopped: str = "stopped by Ctrl-C"
+) -> int:
+    """The exit status of a command, which ends without a traceback by what a user can do.
+
+    An error in what it was given or found: one line on stderr and status 2, or the error's
+    `exit_status`. Ctrl-C: one line and 130. A reader of the output that has gone (`| head -1`):
+    nothing and 141, as of other programs. Any other error is a fault of ours and goes on.
+
+    Args:
+        command: does the work and returns its status.
+        *faults: errors of a user's besides ValueError, OSError and ImportError.
+        stopped: said after Ctrl-C.
+    """
+    pressed: list[int] = []
+    try:
+        with _listening(pressed):
+            status = command()
+            sys.stdout.flush()
+            return status
+    except (KeyboardInterrupt, Exception) as error:
+        if pressed or isinstance(error, KeyboardInterrupt):
+            print(stopped, file=sys.stderr, flush=True)
+            return 130
+        if isinstance(error, BrokenPipeError) and _reader_gone():
+            return 141
+        if not isinstance(error, (ValueError, OSError, ImportError, *faults)):
+            raise
+        logging.debug("", exc_info=True)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return getattr(error, "exit_status", 2)
+    finally:
+        _reader_gone()
+
+
+@contextlib.contextmanager
+def _listening(pressed: list[int]) -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, and is remembered.
+
+    A C extension that is being imported, say, turns it into an ImportError.
+    """
+
+    def receive(number: int, frame: types.FrameType | None) -> None:
+        del frame
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, receive)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _leave(number: int, frame: types.FrameType | None) -> None:
+    del number, frame
+    os.write(2, b"stopped by Ctrl-C\n")
+    os._exit(130)
+
+
+def _starting() -> bool:
+    """Whether Python was started for one of our commands, and is still importing it."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    ours = spec is not None and spec.name.partition(".")[0] == "crate_jax"
+    return ours and multiprocessing.parent_process() is None
+
+
+if _starting():  # until `run` there is nothing to put in order
+    signal.signal(signal.SIGINT, _leave)
+
+
+def _reader_gone() -> bool:
+    """Whether stdout is a pipe that nobody reads; then Python will not flush into it at its end."""
+    try:
+        sys.stdout.flush()
+        poll = select.poll()
+        poll.register(sys.stdout, select.POLLOUT)
+        gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    except BrokenPipeError:
+        gone = True
+    except (ValueError, io.UnsupportedOperation):  # closed, or no file (a notebook's)
+        gone = False
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 def of_flags(prog: str, description: str, metavars: Mapping[str, str]) -> argparse.ArgumentParser:

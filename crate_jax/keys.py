@@ -114,10 +114,13 @@ def main(argv: list[str] | None = None) -> int:
     names = parser.add_argument("prefix", nargs="?", default="", help="of the keys; default: all")
     names.completer = lambda **_: [key.name for key in known()]
     wanted = command_line.parse(parser, argv).prefix
+    return command_line.run(functools.partial(_print, wanted))
+
+
+def _print(wanted: str) -> int:
     chosen = [key for key in known() if key.name.startswith(wanted)]
     if not chosen:
-        print(f"error: no config key begins with {wanted!r}", file=sys.stderr)
-        return 2
+        raise ValueError(f"no config key begins with {wanted!r}")
     width = max(len(f"{key.name} = {key.default}") for key in chosen)
     for key in chosen:
         line = f"{key.name} = {key.default}"

@@ -62,14 +62,11 @@ _METAVARS = {
 
 
 def main(argv: list[str]) -> int:
-    """Dispatches; user errors become one line and exit status 2."""
+    """Dispatches; returns the exit status (`command_line.run`)."""
     from crate_jax.data.loader import WorkerDied
     from crate_jax.training import checkpoint, distributed, loop
 
-    if len(argv) > 1:
-        print(f"unexpected arguments: {' '.join(argv[1:])}", file=sys.stderr)
-        return 2
-    try:
+    def work() -> int:
         distributed.start(
             _DISTRIBUTED.value,
             coordinator_address=_COORDINATOR.value,
@@ -81,46 +78,46 @@ def main(argv: list[str]) -> int:
         if _MODE.value == "eval":
             return loop.evaluate(_CONFIG.value, _WORKDIR.value)
         return loop.train(_CONFIG.value, _WORKDIR.value)
-    except (
-        ValueError,
-        OSError,
-        FloatingPointError,
-        WorkerDied,
-        checkpoint.CheckpointError,
-        distributed.ProcessFailed,
-    ) as error:
-        logging.debug("", exc_info=True)
-        print(f"\nerror: {error}", file=sys.stderr, flush=True)
-        if isinstance(error, distributed.ProcessLost):
-            distributed.leave(1, patience=0.0)
-            return 1  # as of a crash: a launcher may start all processes again
-        distributed.leave(2)
-        return 2
+
+    faults = (FloatingPointError, WorkerDied, checkpoint.CheckpointError, distributed.ProcessFailed)
+    try:
+        status = command_line.run(
+            work, *faults, stopped="stopped by Ctrl-C; run the same command again to go on"
+        )
     except Exception:
         distributed.leave(1)
         raise
+    if status == distributed.ProcessLost.exit_status:
+        distributed.leave(status, patience=0.0)
+    elif status == 2:
+        distributed.leave(status)
+    return status
 
 
 def parse_flags(argv: list[str], required: tuple[str, ...] = ("config", "workdir")) -> list[str]:
-    """absl's parsing, with a user's errors as one line: what is missing, or which key is near."""
+    """absl's parsing.
+
+    Raises:
+        ValueError: for a user's errors: what is missing or too much, or which key is near.
+    """
     try:
         command_line.check_config(argv)
         rest = flags.FLAGS(argv)
-        if missing := [f"--{name}" for name in required if flags.FLAGS[name].value is None]:
+        if missing := [f"--{name}" for name in required if not flags.FLAGS[name].value]:
             raise flags.Error(f"expected {' and '.join(missing)}, got none")
+        if rest[1:]:
+            raise flags.Error(f"expected only flags, got {' '.join(rest[1:])}")
         return rest
     except (flags.Error, FileNotFoundError) as error:
         command = f"python -m crate_jax.{pathlib.Path(argv[0]).stem}"
-        print(f"error: {error}\nsee {command} --help", file=sys.stderr)
-        sys.exit(2)
+        raise ValueError(f"{error}\nsee {command} --help") from error
     except (AttributeError, KeyError) as error:
         origin = traceback.extract_tb(error.__traceback__)[-1].filename
         if "ml_collections" not in origin:
             raise  # a fault inside the config file: its traceback says where
         near = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', str(error.args[0]))
         hint = f"{near[2]}, did you mean {near[1]}?" if near else f"({error.args[0]})"
-        print(f"error: --config: unknown key {hint}", file=sys.stderr)
-        sys.exit(2)
+        raise ValueError(f"--config: unknown key {hint}") from error
 
 
 def run() -> None:
@@ -135,4 +132,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    run()
+    sys.exit(command_line.run(run))

@@ -33,25 +33,19 @@ _METAVARS = {
 
 
 def main(argv: list[str]) -> int:
-    """Prints the scores; user errors become one line and exit status 2."""
+    """Prints the scores; returns the exit status."""
+    del argv
     import crate_jax
     from crate_jax import config as configuration
     from crate_jax import files
     from crate_jax.training import probing
 
-    if len(argv) > 1:
-        print(f"unexpected arguments: {' '.join(argv[1:])}", file=sys.stderr)
-        return 2
-    try:
-        config = configuration.resolve(flags.FLAGS.config)
-        declared = {"image_size": config.data.image_size}
-        if _HEADS.value:
-            declared["heads"] = _HEADS.value
-        model = crate_jax.load(_CHECKPOINT.value, **declared)
-        scores = probing.probe(model, config)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 2
+    config = configuration.resolve(flags.FLAGS.config)
+    declared = {"image_size": config.data.image_size}
+    if _HEADS.value:
+        declared["heads"] = _HEADS.value
+    model = crate_jax.load(_CHECKPOINT.value, **declared)
+    scores = probing.probe(model, config)
     print(f"k-NN (20 neighbours)  top-1 {scores['knn_top1']:.4f}")
     print(f"linear probe          top-1 {scores['linear_top1']:.4f}  l2 {scores['linear_l2']:g}")
     print(f"{scores['train_images']:,} images for fitting, {scores['images']:,} held out")
@@ -70,4 +64,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    run()
+    sys.exit(command_line.run(run))

@@ -96,6 +96,91 @@ def test_main_says_what_is_wrong_in_one_line(tmp_path):
         assert "python -m crate_jax.main --help" in done.stderr
 
 
+def failing(error):
+    def command():
+        print("begun")
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (ValueError("size: expected at least 1, got 0"), 2, "error: size: expected at least 1"),
+        (FileNotFoundError(2, "No such file or directory", "x"), 2, "error: [Errno 2] No such"),
+        (ImportError("extra torch is needed"), 2, "error: extra torch"),
+        (ZeroDivisionError("a user's, as this command says"), 2, "error: a user's"),
+        (BrokenPipeError(32, "Broken pipe"), 2, "error: [Errno 32] Broken pipe"),  # not stdout's
+        (KeyboardInterrupt(), 130, "stopped; go on by the same"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_how_a_command_ends(error, status, said, capsys):
+    stopped = "stopped; go on by the same"
+    ended = command_line.run(failing(error), ZeroDivisionError, stopped=stopped)
+    out, err = capsys.readouterr()
+    assert (ended, out) == (status, "begun\n")
+    assert err.startswith(said)
+    assert err.count("\n") == 1
+
+
+def test_an_error_may_say_its_status(capsys):
+    class Lost(ValueError):
+        exit_status = 1
+
+    assert command_line.run(failing(Lost("another process"))) == 1
+
+
+def test_a_fault_of_ours_keeps_its_traceback():
+    with pytest.raises(KeyError):
+        command_line.run(failing(KeyError("x")))
+    assert command_line.run(lambda: 7) == 7
+
+
+@pytest.mark.parametrize("command", ["-m crate_jax.keys", "-u -m crate_jax.keys", "-m crate_jax"])
+def test_a_reader_that_goes_away_is_no_error(command):
+    script = f"{sys.executable} {command} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("141\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "module"),
+    [
+        (["main", "--config=configs/scenes_tiny.py", "--workdir=RUN"], "jax.numpy"),
+        (["main", "--config=configs/scenes_tiny.py", "--workdir=RUN"], "crate_jax.training.loop"),
+        (["probe", "--config=configs/scenes_tiny.py", "--checkpoint=RUN"], "jax.numpy"),
+        (["convert", "--source=RUN", "--target=x.npz"], "numpy.linalg"),
+        (["convert", "--source=RUN", "--target=x.npz"], "jax.numpy"),
+        (["data.prepare", "folder", "--source=RUN", "--out=OUT"], "numpy.linalg"),
+        (["data.prepare", "folder", "--source=RUN", "--out=OUT"], "crate_jax.data.folders"),
+    ],
+)
+def test_ctrl_c_before_work_begins(arguments, module, tmp_path):
+    """The signal arrives while the command imports what it needs."""
+    (tmp_path / "sitecustomize.py").write_text(
+        f"MODULE = {module!r}\n"
+        """import importlib.abc, os, signal, sys
+class Interrupt(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == MODULE:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+"""
+    )
+    done = run(
+        "-m",
+        f"crate_jax.{arguments[0]}",
+        *arguments[1:],
+        cwd=tmp_path,
+        PYTHONPATH=f"{tmp_path}:{ROOT}",
+    )
+    assert done.returncode == 130
+    assert done.stderr.startswith("stopped")
+    assert done.stderr.count("\n") == 1
+
+
 def test_packaged_configs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     packaged = str(ROOT / "configs" / "scenes_tiny.py")

@@ -9,6 +9,7 @@ python -m crate_jax.convert --inspect=FILE
 """
 
 import argparse
+import functools
 import os
 import sys
 
@@ -46,24 +47,24 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Converts or inspects; a user's error is one line on stderr and exit status 2."""
+    """Converts or inspects; returns the exit status."""
     p = parser()
     args = command_line.parse(p, argv)
-    source, target, inspected = args.source, args.target, args.inspect
-    if inspected is None and target is None:
+    if args.inspect is None and args.target is None:
         p.error("--source needs --target")
-    if inspected is not None and target is not None:
+    if args.inspect is not None and args.target is not None:
         p.error("--inspect converts nothing; use --source with --target")
-    try:
-        if inspected is not None:
-            from crate_jax.convert import inspection
+    return command_line.run(functools.partial(_work, args))
 
-            print(inspection.inspect(inspected))
-        else:
-            print(convert(source, target, drop_head=args.drop_head, **arguments.declared(args)))
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+def _work(args: argparse.Namespace) -> int:
+    if args.inspect is not None:
+        from crate_jax.convert import inspection
+
+        print(inspection.inspect(args.inspect))
+    else:
+        declared = arguments.declared(args)
+        print(convert(args.source, args.target, drop_head=args.drop_head, **declared))
     return 0
 
 

@@ -313,16 +313,17 @@ def main(arguments: list[str] | None = None) -> int:
     paths = ("tars", "source", "out")  # shells leave the ~ of --out=~/x alone
     options |= {name: os.path.expanduser(options[name]) for name in paths if name in options}
     prepare = {"imagenet": imagenet, "folder": folder}[options.pop("command")]
-    try:
+
+    def work() -> int:
         counts = prepare(**options)
-    except (ValueError, OSError, tarfile.TarError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    print(
-        f"{options['out']}: {counts['classes']:,} classes, {counts['train']:,} training and "
-        f"{counts['val']:,} validation images."
-    )
-    return 0
+        print(
+            f"{options['out']}: {counts['classes']:,} classes, {counts['train']:,} training and "
+            f"{counts['val']:,} validation images."
+        )
+        return 0
+
+    stopped = "stopped; run the same command again to go on"
+    return command_line.run(work, tarfile.TarError, stopped=stopped)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ environment only variables of JAX, XLA and CUDA are printed.
 Exit status: 0 no problem (there may be notes); 1 a problem; 2 wrong usage.
 """
 
+import argparse
 import functools
 import json
 import sys
@@ -119,7 +120,10 @@ def main(argv: list[str] | None = None) -> int:
     add("--json", action="store_true", help="print JSON")
     add("--quick", action="store_true", help="leave the devices alone: no JAX is started")
     add("--timeout", type=float, default=180, help="seconds for the devices (default 180)")
-    args = command_line.parse(parser, argv)
+    return command_line.run(functools.partial(_report, command_line.parse(parser, argv)))
+
+
+def _report(args: argparse.Namespace) -> int:
     found = findings(args.data, args.workdir, args.timeout, args.quick)
     if args.json:
         from crate_jax._version import __version__

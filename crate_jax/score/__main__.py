@@ -109,25 +109,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dataset != "scenes" and not args.root:
         parser.error(f"--root is needed for {args.dataset}: the folder that holds it")
 
-    import cv2
+    def work() -> int:
+        failed = _score(args)["counts"]["failed"]
+        return 1 if failed and args.on_error != "skip" else 0
 
-    cv2.utils.logging.setLogLevel(0)  # silent: what it says of damaged files stands in scores.json
-    try:
-        result = _score(args)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 1 if result["counts"]["failed"] and args.on_error != "skip" else 0
+    return command_line.run(work, stopped="stopped; run the same command again to go on")
 
 
 def _score(args: argparse.Namespace) -> dict:
+    import cv2
+
     from crate_jax import inference
     from crate_jax.score import datasets, measuring
     from crate_jax.score import passes as scoring
 
+    cv2.utils.logging.setLogLevel(0)  # silent: what it says of damaged files stands in scores.json
     declared = declarations.declared(args)
     steps = _of_run(args.checkpoint, args.steps)
     if args.dataset == "voc":

@@ -15,6 +15,7 @@ by Ctrl-C.
 """
 
 import argparse
+import functools
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -132,29 +133,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := set(args.save) - {"png", "npz", "coco"}:
         parser.error(f"--save: expected png, npz, coco, got {', '.join(sorted(unknown))}")
 
+    return command_line.run(
+        functools.partial(_segment, args), stopped="stopped; run the same command again to go on"
+    )
+
+
+def _segment(args: argparse.Namespace) -> int:
     import cv2
 
     from crate_jax import inference
     from crate_jax.data import images
     from crate_jax.segment import segmenting
 
-    cv2.utils.logging.setLogLevel(
-        0
-    )  # silent: what it says of damaged files stands in failures.jsonl
-    try:
-        names = images.find(args.images, exclude=args.out)
-        folder = pathlib.Path(args.images).expanduser()
-        folder = folder.parent if folder.is_file() else folder
-        net = inference.load(args.checkpoint, **declarations.declared(args))
-        fields = segmenting.Options.__dataclass_fields__
-        options = segmenting.Options(**{name: getattr(args, name) for name in fields})
-        failed = segmenting.segment(net, folder, names, args.out, options, say=_say)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        return 130
+    # Silent: what it says of damaged files stands in failures.jsonl.
+    cv2.utils.logging.setLogLevel(0)
+    names = images.find(args.images, exclude=args.out)
+    folder = pathlib.Path(args.images).expanduser()
+    folder = folder.parent if folder.is_file() else folder
+    net = inference.load(args.checkpoint, **declarations.declared(args))
+    fields = segmenting.Options.__dataclass_fields__
+    options = segmenting.Options(**{name: getattr(args, name) for name in fields})
+    failed = segmenting.segment(net, folder, names, args.out, options, say=_say)
     return 1 if failed and args.on_error != "skip" else 0
 
 

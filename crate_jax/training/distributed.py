@@ -28,7 +28,12 @@ class ProcessFailed(RuntimeError):
 
 
 class ProcessLost(ProcessFailed):
-    """Another process of the run is gone, without a word to this one."""
+    """Another process of the run is gone, without a word to this one.
+
+    A launcher may start all of them again, as after a crash: not the status of a user's error.
+    """
+
+    exit_status = 1
 
 
 def start(

@@ -181,7 +181,7 @@ def test_a_folder_is_checked_and_laid_out(classes, tmp_path, capsys):
     names = [held_out.path(i).removeprefix(str(classes)) for i in range(4)]
     prepared = Folder(out, "val")
     assert [prepared.path(i).removeprefix(f"{out}/val") for i in range(4)] == names
-    assert prepare.main(arguments) == 1
+    assert prepare.main(arguments) == 2
     assert "exists already" in capsys.readouterr().err
 
 
@@ -190,7 +190,7 @@ def test_corrupt_images_stop_it_or_are_listed(classes, tmp_path, capsys):
     bad.write_bytes(bad.read_bytes()[:200])
     out = str(tmp_path / "out")
     arguments = ["folder", f"--source={classes}", f"--out={out}", "--val_fraction=0.4"]
-    assert prepare.main(arguments) == 1
+    assert prepare.main(arguments) == 2
     assert str(bad) in capsys.readouterr().err
     assert not os.path.exists(out)
     assert prepare.main([*arguments, "--drop_corrupt"]) == 0  # goes on where it stopped
