@@ -1,7 +1,7 @@
 """What every classifier here shares: the fields of its config and the forward pass."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -192,6 +192,23 @@ def merge(definition: nnx.GraphDef, params: Mapping[str, Any]) -> nnx.Module:
     Layer numbers may be strings, as they are after a checkpoint was read without a template.
     """
     return nnx.merge(definition, _numbered(params))
+
+
+def forward(
+    definition: nnx.GraphDef, capture: bool | int | tuple[int, ...] = False
+) -> Callable[[Mapping[str, Any], jax.Array], tuple[jax.Array, dict[str, jax.Array]]]:
+    """A function (params, images uint8[b, h, w, 3]) -> (logits, out), to be jitted.
+
+    Args:
+        definition: the static half of `split`.
+        capture: the layers whose arrays `out` holds; see `Transformer.__call__`.
+    """
+
+    def run(params, images):
+        model = merge(definition, params)
+        return model(model.preprocess(images), capture=capture)
+
+    return run
 
 
 def _numbered(params: Any) -> Any:

@@ -55,6 +55,19 @@ def _cls_maps(query, key):
     return jax.nn.softmax(logits / np.sqrt(query.shape[-1]), axis=-1)
 
 
+def layer_maps(query: jax.typing.ArrayLike, key: jax.typing.ArrayLike) -> jax.Array:
+    """`cls_maps` of every captured layer.
+
+    Args:
+        query: f[layers, b, 1+n, heads, d_head], as a model's `capture` returns it.
+        key: the same shape.
+
+    Returns:
+        f32[b, layers, heads, n].
+    """
+    return jnp.stack([cls_maps(q, k) for q, k in zip(query, key, strict=True)], axis=1)
+
+
 def keep_mass(maps: jax.typing.ArrayLike, fraction: float = PAPER_FRACTION) -> jax.Array:
     """Mass rule: the smallest set of patches that holds `fraction` of a map's sum (DINO).
 
@@ -140,35 +153,6 @@ def _drop_smallest(maps: jax.Array, ordered: jax.Array, dropped: jax.Array) -> j
     keep = (maps > smallest_kept) | (tied & (jnp.cumsum(tied, axis=-1) > tied_dropped))
     finite = jnp.all(jnp.isfinite(maps), axis=-1, keepdims=True)
     return keep & finite & (dropped < patches)
-
-
-def average_heads(maps: jax.typing.ArrayLike) -> jax.Array:
-    """The mean over heads of maps f[..., heads, patches] -> f32[..., patches]; sums stay 1."""
-    return jnp.mean(jnp.asarray(maps, jnp.float32), axis=-2)
-
-
-def select_head(maps: jax.typing.ArrayLike, head: jax.typing.ArrayLike) -> jax.Array:
-    """Picks one head of each image.
-
-    Args:
-        maps: [..., heads, patches], attention or kept patches.
-        head: int, or int[...] with one index an image, such as `scores.argmax(-1)` for the best
-            head by score.
-
-    Returns:
-        [..., patches], of the maps' type.
-
-    Raises:
-        ValueError: a concrete index outside [-heads, heads).
-    """
-    maps = jnp.asarray(maps)
-    heads = maps.shape[-2]
-    if not isinstance(head, jax.core.Tracer):
-        outside = (np.asarray(head) < -heads) | (np.asarray(head) >= heads)
-        if outside.any():
-            raise ValueError(f"expected head indices in [-{heads}, {heads}); got {head}")
-    index = jnp.broadcast_to(jnp.asarray(head) % heads, maps.shape[:-2])
-    return jnp.take_along_axis(maps, index[..., None, None], axis=-2)[..., 0, :]
 
 
 def cell_of_pixel(cells: int, pixels: int) -> np.ndarray:

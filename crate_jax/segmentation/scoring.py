@@ -31,12 +31,12 @@ __all__ = [
     "bootstrap_interval",
     "cell_counts",
     "centre_box",
+    "class_counts",
     "class_iou",
     "cls_iou",
     "coco_ap",
     "head_scores",
     "iou",
-    "paired_interval",
 ]
 
 # Pixel counts are summed in float32, which is exact up to here: an image of 4096 x 4096.
@@ -166,6 +166,36 @@ def _cls_iou(maps, masks, valid, grid, fraction):
     return result
 
 
+def class_counts(
+    labels: np.ndarray, grid: tuple[int, int], *, void: int = 255
+) -> tuple[np.ndarray, np.ndarray]:
+    """How many pixels of each class of a label map lie in each cell of a grid.
+
+    `cell_counts` of all classes in one pass, on the host: images of a data set differ in size.
+
+    Args:
+        labels: int[height, width], a semantic label map as in PASCAL VOC.
+        grid: (rows, columns) that cover the image; they need not divide it.
+        void: the label whose pixels count for nothing.
+
+    Returns:
+        (classes int[k], counts f64[k, rows * columns]), the background among the classes, in
+        ascending order.
+
+    Raises:
+        ValueError: `labels` is not two-dimensional.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 2:
+        raise ValueError(f"labels: expected [height, width], got shape {labels.shape}")
+    rows, columns = (cell_of_pixel(c, p) for c, p in zip(grid, labels.shape, strict=True))
+    cell = (rows[:, None] * grid[1] + columns)[labels != void]
+    present, code = np.unique(labels[labels != void], return_inverse=True)
+    shape = len(present), grid[0] * grid[1]
+    counts = np.bincount(code.ravel() * shape[1] + cell, minlength=shape[0] * shape[1])
+    return present, counts.reshape(shape).astype(np.float64)
+
+
 def class_iou(
     keep: np.ndarray,
     labels: np.ndarray,
@@ -175,9 +205,6 @@ def class_iou(
     void: int = 255,
 ) -> tuple[np.ndarray, np.ndarray]:
     """IoU of kept patches with every semantic class of one image, at the image's own size.
-
-    NumPy, on the host: images of a data set differ in size, and one pass over the label map
-    serves all layers, rules and heads at once.
 
     Args:
         keep: bool[..., n], for instance [layers, heads, n] of one image.
@@ -193,22 +220,17 @@ def class_iou(
     Raises:
         ValueError: the shapes do not belong together.
     """
-    keep, labels = np.asarray(keep, bool), np.asarray(labels)
-    cells = grid[0] * grid[1]
-    if keep.shape[-1:] != (cells,) or labels.ndim != 2:
+    keep = np.asarray(keep, bool)
+    present, counts = class_counts(labels, grid, void=void)
+    if keep.shape[-1:] != counts.shape[1:]:
         raise ValueError(
-            f"expected keep [..., {grid[0]} * {grid[1]}] and labels [height, width]; got "
-            f"{keep.shape} and {labels.shape}"
+            f"keep: expected [..., {grid[0]} * {grid[1]}] patches, got {keep.shape}; the grid "
+            "is (height // patch, width // patch)"
         )
-    rows, columns = (cell_of_pixel(c, p) for c, p in zip(grid, labels.shape, strict=True))
-    cell = (rows[:, None] * grid[1] + columns)[labels != void]
-    present, code = np.unique(labels[labels != void], return_inverse=True)
-    counts = np.bincount(cell * len(present) + code.ravel(), minlength=cells * len(present))
-    counts = counts.reshape(cells, len(present)).astype(np.float64)
-    is_object = present != background
-    inside = np.moveaxis(keep.astype(np.float64) @ counts, -1, 0)
-    pixels = counts.sum(0).reshape(-1, *[1] * (keep.ndim - 1))
+    inside = np.moveaxis(keep.astype(np.float64) @ counts.T, -1, 0)
+    pixels = counts.sum(axis=1).reshape(-1, *[1] * (keep.ndim - 1))
     union = inside.sum(0) + pixels - inside
+    is_object = present != background
     return present[is_object], (inside / union)[is_object]
 
 
@@ -370,20 +392,3 @@ def bootstrap_interval(
     tail = 50 * (1 - level)
     low, high = np.percentile(np.concatenate(means), [tail, 100 - tail], axis=0)
     return low.reshape(values.shape[:-1]), high.reshape(values.shape[:-1])
-
-
-def paired_interval(
-    first: jax.typing.ArrayLike, second: jax.typing.ArrayLike, **options
-) -> tuple[np.ndarray, np.ndarray]:
-    """Interval of the mean difference first - second, image by image.
-
-    Both were measured on the same images in the same order, so what makes an image hard cancels.
-    An interval above 0 says that the first is better. Options as for `bootstrap_interval`.
-    """
-    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    if first.shape[-1:] != second.shape[-1:]:
-        raise ValueError(
-            "expected values of the same images in the same order; got "
-            f"{first.shape} and {second.shape}"
-        )
-    return bootstrap_interval(first - second, **options)

@@ -143,17 +143,6 @@ def test_rules_take_any_leading_shape_and_jit():
         np.testing.assert_array_equal(whole[1, 2, 3], keep(maps[1, 2, 3]))
 
 
-def test_heads_are_averaged_and_selected():
-    maps = random_maps(2, 3, 6)
-    np.testing.assert_allclose(attention.average_heads(maps), maps.mean(1), rtol=1e-6)
-    chosen = attention.select_head(maps, np.array([2, 0]))
-    np.testing.assert_array_equal(chosen, np.stack([maps[0, 2], maps[1, 0]]))
-    np.testing.assert_array_equal(attention.select_head(maps, -1), maps[:, 2])
-    np.testing.assert_array_equal(jax.jit(attention.select_head)(maps, 1), maps[:, 1])
-    with pytest.raises(ValueError, match=r"\[-3, 3\)"):
-        attention.select_head(maps, 3)
-
-
 def test_nearest_upsampling_repeats_where_the_grid_divides():
     maps = random_maps(2, 6).reshape(2, 6)
     up = attention.upsample(maps, (2, 3), (8, 6))

@@ -203,15 +203,6 @@ def test_bootstrap_interval_is_deterministic_and_handles_the_edges():
         scoring.bootstrap_interval([])
 
 
-def test_paired_interval_cancels_what_makes_images_hard():
-    hardness = np.random.default_rng(2).random(50)
-    gain = 0.02 + 0.001 * np.random.default_rng(3).standard_normal(50)
-    low, high = scoring.paired_interval(hardness + gain, hardness)
-    assert 0.019 < low < high < 0.021
-    with pytest.raises(ValueError, match="same images"):
-        scoring.paired_interval(hardness, hardness[1:])
-
-
 # -- COCO average precision -------------------------------------------------------------------
 
 
