@@ -66,6 +66,14 @@ def default() -> ml_collections.ConfigDict:
     c.optimizer.warmup = "0 steps"  # duration
     c.optimizer.end_factor = 0.0  # cosine ends at this part of the peak
 
+    # When each evaluator runs: a duration, "" for evaluate_every, 0 for the end only, or "never".
+    c.evals = ml_collections.ConfigDict(type_safe=False)
+    c.evals.validation = ""  # loss, top-1, top-5
+    c.evals.emergence = ""  # [CLS] attention against masks; coding rate and sparsity of the layers
+    c.evals.knn = "never"  # nearest neighbours of frozen features
+    c.evals.probe = "never"  # linear probe of frozen features
+    c.evals.maskcut = "never"  # average precision of MaskCut's masks, where the data has masks
+
     c.evaluation = ml_collections.ConfigDict(type_safe=False)
     c.evaluation.batch_size = 256
     c.evaluation.cls_iou = True  # score [CLS] attention where the data has masks
@@ -207,7 +215,11 @@ def _problems(config: Any, reference: Any, prefix: str = "") -> Iterator[str]:
                 yield f"{prefix}{key}: expected a section with keys, got {got!r}"
             else:
                 yield from _problems(got, expected, f"{prefix}{key}.")
-        elif message := _type_problem(key, got, expected, reference.get_type(key)):
+        elif message := (
+            _period_problem(got)
+            if prefix == "evals."
+            else _type_problem(key, got, expected, reference.get_type(key))
+        ):
             yield f"{prefix}{key}: {message}"
 
 
@@ -228,6 +240,16 @@ def _type_problem(key: str, got: Any, expected: Any, kind: type) -> str | None:
         return None
     if not isinstance(got, kind) or (kind is int and isinstance(got, bool)):
         return f"expected {kind.__name__}, got {got!r}"
+    return None
+
+
+def _period_problem(got: Any) -> str | None:
+    if got in ("", "never"):
+        return None
+    try:
+        duration(got, 1, 1)
+    except ValueError as error:
+        return f'{error}; or "" for evaluate_every, or "never"'
     return None
 
 
@@ -261,12 +283,15 @@ def duration(value: int | str, batch_size: int, examples: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Durations:
-    """The durations of a run, in steps."""
+    """The durations of a run, in steps.
+
+    `evaluate` has the period of each evaluator that is to run, 0 for at the end only.
+    """
 
     total: int
     warmup: int
     log: int
-    evaluate: int
+    evaluate: dict[str, int]
     checkpoint: int
     keep: int
 
@@ -284,7 +309,11 @@ def durations(config: ml_collections.ConfigDict, examples: int) -> Durations:
         total=total,
         warmup=steps(config.optimizer.warmup),
         log=max(1, steps(config.log_every)),
-        evaluate=steps(config.evaluate_every),
+        evaluate={
+            name: steps(config.evaluate_every if period == "" else period)
+            for name, period in config.evals.items()
+            if period != "never"
+        },
         checkpoint=steps(config.checkpoint_every),
         keep=steps(config.keep_every),
     )

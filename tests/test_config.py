@@ -44,7 +44,10 @@ def resolved(**changes):
     c.steps = 10
     with c.unlocked():
         for key, value in changes.items():
-            c[key] = value
+            if isinstance(value, dict):
+                c[key].update(value)
+            else:
+                c[key] = value
     return configuration.resolve(c)
 
 
@@ -76,6 +79,8 @@ def test_unknown_keys_name_the_nearest_all_at_once():
         ({"accumulate": 0}, "accumulate: expected at least 1, got 0"),
         ({"mixup": float("nan")}, "mixup: expected at least 0, got nan"),
         ({"seed": -1}, "seed: expected 0 to 2^63 - 1, got -1"),
+        ({"evals": {"knn": "nevr"}}, 'evals.knn: expected a duration such as 500, "500 steps"'),
+        ({"evals": {"knm": "never"}}, "unknown key evals.knm, did you mean evals.knn?"),
     ],
 )
 def test_wrong_values_are_named(changes, message):
@@ -124,6 +129,17 @@ def test_durations(value, steps):
 def test_durations_that_are_none(value):
     with pytest.raises(ValueError, match="expected a duration"):
         configuration.duration(value, 100, 1000)
+
+
+def test_every_evaluator_has_its_period():
+    periods = {"emergence": "2 epochs", "knn": 0, "probe": "30"}
+    c = resolved(evaluate_every="5 steps", batch_size=100, evals=periods)
+    assert configuration.durations(c, 1000).evaluate == {
+        "validation": 5,
+        "emergence": 20,
+        "knn": 0,
+        "probe": 30,
+    }
 
 
 def test_differences_ignore_what_changes_no_number():

@@ -197,7 +197,9 @@ def train(
         stop = opened.enter_context(StopSignal())
         opened.enter_context(distributed.losing_none(checkpoints.abandon))
         # Stopped between a step and its evaluation: that is made up for first.
-        done = not (start and due(start, plan.evaluate)) or metrics.has(start, "val/loss")
+        done = not (start and due(start, plan.evaluate["validation"])) or metrics.has(
+            start, "val/loss"
+        )
         if not distributed.all_true(done):
             evaluate_now(start)
             if stop.within_step():
@@ -229,7 +231,7 @@ def train(
             if saved:
                 with watch.pause("checkpoint"):
                     save(step)
-            if due(step, plan.evaluate) and not stopping:
+            if due(step, plan.evaluate["validation"]) and not stopping:
                 with watch.pause("evaluation"):
                     evaluate_now(step)
                 stopping = stop.within_step()

@@ -78,7 +78,8 @@ def _text(
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(template)) / 1e9
     done = run_directory.complete_steps(directory)
     lines += [
-        f"every     log {plan.log}, evaluate {plan.evaluate}, checkpoint {plan.checkpoint} steps",
+        f"every     log {plan.log}, checkpoint {plan.checkpoint} steps; evaluation: "
+        + ", ".join(f"{name} {every or 'at the end'}" for name, every in plan.evaluate.items()),
         f"writes to {directory}: config.json, metrics.jsonl, checkpoints/ ({size:.2f} GB each, the "
         f"newest {config.keep_checkpoints} kept), "
         + "".join(f"{name}/, " for name in ("tensorboard", "report") if config[name])
