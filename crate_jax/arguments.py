@@ -1,11 +1,11 @@
-"""Arguments that `segment` and `score` share: which checkpoint, and what it does not tell."""
+"""Arguments that `segment` and `score` share, and what their values may be."""
 
 import argparse
 import math
 import pathlib
 from collections.abc import Callable
 
-from crate_jax.convert import arguments
+from crate_jax.convert.arguments import add_choices, add_declarations, size
 
 
 def numbers(kind: Callable, name: str) -> Callable[[str], tuple]:
@@ -66,12 +66,35 @@ def add_input(add: Callable) -> None:
     """Adds what is fed to the network, by the `add_argument` of a parser or a group."""
     add(
         "--size",
-        type=arguments.size,
+        type=size,
         metavar="PX",
         help="images are resized to it, as 480 or 320x480 (height x width), rounded to patches. "
         "Default: 480 for networks trained at 224, else twice the training size",
     )
     add("--batch-size", type=positive, default=4, metavar="N", help="images at once (default 4)")
+
+
+def add_results(add: Callable, images_that_fail: str) -> None:
+    """Adds where results go, and what happens to an image that cannot be used."""
+    add(
+        "--out",
+        required=True,
+        type=path,
+        metavar="DIR",
+        help="where results go; resumed if it has some",
+    )
+    add(
+        "--on-error",
+        choices=("fail", "skip", "stop"),
+        default="fail",
+        help=f"an image that cannot be used {images_that_fail}; then: fail (default) does the "
+        "others and exits with 1, skip does the others and exits with 0, stop stops there",
+    )
+
+
+def add_attention(add: Callable) -> None:
+    """Adds how much of a map is kept."""
+    add("--keep", type=share, default=0.6, help="part of mass or area kept (default 0.6)")
 
 
 def add_maskcut(add: Callable) -> None:
@@ -106,5 +129,5 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
         help="a run's directory, or a file: .safetensors, .npz, .pth, .pth.tar",
     )
     group = parser.add_argument_group("what a raw PyTorch file does not tell")
-    arguments.add_declarations(group.add_argument)
-    arguments.add_choices(group.add_argument)
+    add_declarations(group.add_argument)
+    add_choices(group.add_argument)

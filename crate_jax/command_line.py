@@ -138,6 +138,11 @@ if _starting():  # until `run` there is nothing to put in order
     signal.signal(signal.SIGINT, _leave)
 
 
+def say(line: str) -> None:
+    """Prints a line at once, whatever bytes a file's name in it holds."""
+    print(os.fsencode(line).decode("utf-8", "replace"), flush=True)
+
+
 def _reader_gone() -> bool:
     """Whether stdout is a pipe that nobody reads; then Python will not flush into it at its end."""
     try:

@@ -3,12 +3,15 @@
 import contextlib
 import json
 import os
+import re
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.partial", re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -48,6 +51,22 @@ def write_atomically(path: str | os.PathLike, content: str | bytes) -> Path:
     with whole(path) as temporary:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     return Path(path)
+
+
+def remove_partial(paths: Iterable[str | os.PathLike]) -> None:
+    """Removes what a killed process left under the temporary names of these files (`whole`).
+
+    Only where no other process can be writing them. Files of any other name stay.
+    """
+    names: dict[Path, set[str]] = {}
+    for path in map(Path, paths):
+        names.setdefault(path.parent, set()).add(path.name)
+    for folder, targets in names.items():
+        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as found:
+            for entry in found:
+                match = _TEMPORARY.fullmatch(entry.name)
+                if match and match[1] in targets:
+                    Path(entry.path).unlink(missing_ok=True)
 
 
 _BEAT = 5.0  # seconds between two signs of life of a holder
@@ -91,7 +110,11 @@ class Lock(contextlib.AbstractContextManager):
                 lock.write(self._mine)
             break
         self._over.clear()
-        threading.Thread(target=self._beat, name="lock", daemon=True).start()
+        try:
+            threading.Thread(target=self._beat, name="lock", daemon=True).start()
+        except RuntimeError as error:
+            self.__exit__()
+            raise OSError(f"{error}; allow more processes (ulimit -u)") from error
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -99,14 +122,6 @@ class Lock(contextlib.AbstractContextManager):
         with contextlib.suppress(OSError):
             if self.path.read_bytes() == self._mine:
                 self.path.unlink()
-
-    def held(self) -> bool:
-        """Whether a process holds the lock, as far as can be told without waiting."""
-        try:
-            content, _ = self._read()
-        except FileNotFoundError:
-            return False
-        return _is_alive(_holder(content)) is not False
 
     def _beat(self) -> None:
         while not self._over.wait(_BEAT):

@@ -4,11 +4,14 @@ Batches have one fixed shape. A compiled program computes each row of a batch fr
 so an image's result depends on its place in the batch and on nothing else.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -16,11 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from crate_jax.models import base
+from crate_jax.convert import checkpoints, weights
+from crate_jax.models import base, variants
 from crate_jax.models.base import ImageModelConfig
 from crate_jax.segmentation import attention
 
 FEATURES = ("subspace", "tokens")
+_PROGRESS_EVERY = 5  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Network:
     config: ImageModelConfig
     definition: nnx.GraphDef
     params: Any
+    notes: tuple[str, ...] = ()  # what is worth saying of its file
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -48,17 +54,14 @@ def load(path: str | os.PathLike, **declared: Any) -> Network:
     Raises:
         ValueError: what `crate_jax.load` raises.
     """
-    import crate_jax
-
     declared = {name: value for name, value in declared.items() if value is not None}
-    model = crate_jax.load(path, **declared)
-    return Network(model.config, *base.split(model))
+    checkpoint = checkpoints.read(path, **declared)
+    model = weights.build(checkpoint.params, checkpoint.config)
+    return Network(model.config, *base.split(model), notes=tuple(checkpoint.notes))
 
 
 def random_weights(network: Network, seed: int = 0) -> Network:
     """The same architecture with freshly drawn weights: the baseline of an untrained network."""
-    from crate_jax.models import variants
-
     model = variants.build(network.config, seed)
     return Network(network.config, *base.split(model))
 
@@ -213,3 +216,58 @@ def free_host_memory() -> int | None:
         return int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return None
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that read and write beside the network's work.
+
+    Raises:
+        OSError: the system grants no more.
+    """
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            yield pool
+    except RuntimeError as error:
+        if "new thread" not in str(error):
+            raise
+        raise OSError(f"{error}; allow more processes (ulimit -u)") from error
+
+
+def read_ahead(
+    pool: ThreadPoolExecutor, read: Callable[[Any], Any], batches: Iterable[Sequence[Any]]
+) -> Iterator[tuple[Sequence[Any], list[Any]]]:
+    """(batch, what `read` gives of each of its items); the next is read while one is worked on."""
+    started = ((batch, [pool.submit(read, item) for item in batch]) for batch in batches)
+    ahead = next(started, None)
+    while ahead is not None:
+        (batch, reading), ahead = ahead, next(started, None)
+        yield batch, [future.result() for future in reading]
+
+
+class Progress:
+    """A line every few seconds and at the end: how many, how fast, how long.
+
+    Args:
+        label: before each line.
+        total: images.
+        say: prints a line.
+    """
+
+    def __init__(self, label: str, total: int, say: Callable[[str], None]):
+        self.label, self.total, self.say = label, total, say
+        self._done, self._begin = 0, time.monotonic()
+        self._spoke = self._begin
+
+    def add(self, count: int) -> None:
+        """So many more are done."""
+        self._done += count
+        now = time.monotonic()
+        if now - self._spoke < _PROGRESS_EVERY and self._done != self.total:
+            return
+        self._spoke, seconds = now, max(now - self._begin, 1e-9)
+        left = round(seconds / self._done * (self.total - self._done))
+        self.say(
+            f"{self.label:<9} {self._done} of {self.total}, {self._done / seconds:.2f} images/s, "
+            f"{left // 60}:{left % 60:02d} left"
+        )

@@ -1,26 +1,26 @@
-"""Results of many images in one folder: written whole, an image at a time, and found again.
+"""Results of a long command in one folder: of one set of settings, written whole, found again.
 
-    OUT/settings.json          what every result here was made with
-    OUT/records/NAME.json      one an image, written last: an image with a record is done
-    OUT/maps/NAME.npz, OUT/overlays/NAME.png, OUT/heads/NAME.png, OUT/previews/NAME/...
+    OUT/settings.json        what every result here was made with
+    OUT/KIND/NAME + suffix   results by name; a record says that all of its name is there
+    OUT/.lock                the process at work, while it is (.lock-I-of-N: on a share)
 
-NAME is the image's path below the folder of images, with its suffix, so that no two collide.
-Several processes (shards) may write to one folder, each its own images.
+A killed command, run again, finds what is done and goes on. Several processes may share the work,
+each its own share; two at once on the same are refused, and so are other settings.
 """
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from crate_jax import config as configuration
-from crate_jax.export.coco import write_json
-from crate_jax.files import write_atomically
+from crate_jax.files import Lock, remove_partial, write_atomically
 
 _LONGEST = 180  # bytes of a file name, of 255 that file systems take: suffixes come on top
 
@@ -32,48 +32,62 @@ def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def printable(name: str) -> str:
+def printable(name: str | os.PathLike) -> str:
     """A file name as text that UTF-8 can hold."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 
-class Records:
-    """The results of a list of images.
+def listing(names: Sequence[str]) -> dict[str, Any]:
+    """Which items, for settings: how many, and a digest of their names in order."""
+    digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape"))
+    return {"count": len(names), "names": digest.hexdigest()[:16]}
+
+
+class Store(contextlib.AbstractContextManager):
+    """A folder of results, claimed on entering by a set of settings and a share of the work.
 
     Args:
         out: the folder, made if needed.
-        names: all images, in order, whoever works on them.
         settings: JSON-able; what the results depend on.
+        share: (I, N), the I-th of N shares of the work, from 1.
+        covering: names in the folder of the files that show all results.
 
-    Raises:
-        ValueError: the folder holds results of other settings; the message lists the differences.
+    Raises (on entering):
+        ValueError: the folder holds results of other settings (the message lists the differences)
+            or of something else, or another process is at work on this share.
+        OSError: it cannot be written.
     """
 
-    def __init__(self, out: str | os.PathLike, names: Sequence[str], settings: Mapping[str, Any]):
-        self.out, self.names = pathlib.Path(out), list(names)
-        listed = hashlib.sha256("\n".join(self.names).encode("utf-8", "surrogateescape"))
-        images = {"count": len(self.names), "names": listed.hexdigest()[:16]}
-        self.settings = json.loads(json.dumps({**settings, "images": images}))
-        path = self.out / "settings.json"
-        if not path.exists():
-            write_atomically(path, json.dumps(self.settings, indent=2) + "\n")
-            return
-        try:
-            there = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(
-                f"out: {path} is not readable as JSON; choose another --out"
-            ) from error
-        changes = configuration.differences(there, self.settings)
-        if changes:
-            raise ValueError(
-                f"out: {self.out} holds results of other settings (there -> here):\n  "
-                + "\n  ".join(changes)
-                + "\nUse the same to resume, or choose another --out."
-            )
+    def __init__(
+        self,
+        out: str | os.PathLike,
+        settings: Mapping[str, Any],
+        *,
+        share: tuple[int, int] = (1, 1),
+        covering: Sequence[str] = (),
+    ):
+        self.out, self.share = pathlib.Path(out), share
+        self.settings = json.loads(json.dumps(settings))
+        self._covering = [self.out / name for name in ("settings.json", *covering)]
+        self._lock = Lock(self.out / _lock_name(share))
+
+    def __enter__(self):
+        self._check()
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(self._lock)
+            for other in self._others_at_work():
+                with Lock(other):  # refused where its process lives, taken over where it is gone
+                    pass
+            if not self._check():
+                write_atomically(self._covering[0], json.dumps(self.settings, indent=2) + "\n")
+            undo.pop_all()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._lock.__exit__(*raised)
 
     def path(self, kind: str, name: str, suffix: str) -> pathlib.Path:
-        """Where a result of an image lies: OUT/KIND/NAME + suffix."""
+        """Where a result lies: OUT/KIND/NAME + suffix."""
         folder, _, last = name.rpartition("/")
         encoded = os.fsencode(last)
         if len(encoded) > _LONGEST:
@@ -81,53 +95,54 @@ class Records:
             last = encoded[: _LONGEST - 17].decode("utf-8", "ignore") + "-" + digest
         return self.out / kind / folder / (last + suffix)
 
-    def record(self, name: str) -> dict | None:
-        """The record of an image, done or failed; None where there is none yet."""
-        try:
-            return json.loads(self.path("records", name, ".json").read_text())
-        except FileNotFoundError:
-            return None
+    def remove_partial(self, paths: Iterable[pathlib.Path]) -> None:
+        """Removes what a killed process left when it wrote these files; no other of any kind.
 
-    def done(self, name: str) -> bool:
-        """Whether an image has its record and every file that the record lists."""
-        record = self.record(name)
-        return (
-            record is not None
-            and "failed" not in record
-            and all((self.out / file).is_file() for file in record["files"])
-        )
-
-    def write(self, name: str, record: Mapping, files: Mapping[pathlib.Path, bytes]) -> None:
-        """Writes an image's files, then the record that lists them."""
-        for path, content in files.items():
-            write_atomically(path, content)
-        listed = [path.relative_to(self.out).as_posix() for path in files]
-        write_json(
-            self.path("records", name, ".json"), {"name": name, **record, "files": sorted(listed)}
-        )
-
-    def write_failure(self, name: str, kind: str, message: str) -> None:
-        """Notes that an image could not be used. It is tried again at the next run."""
-        failed = {"kind": kind, "message": message}
-        write_json(self.path("records", name, ".json"), {"name": name, "failed": failed})
-
-    def remove_partial(self, names: Sequence[str] | None) -> None:
-        """Removes what a killed process left of files that it was writing.
-
-        Args:
-            names: the images that no other process works on; None where there is no other.
+        The files that cover all results are added where no other process can be writing them.
         """
-        kinds = ("records", "maps", "overlays", "heads", "previews", "features")
-        mine = [str(self.path(kind, name, ".")) for kind in kinds for name in names or ()]
-        for path in self.out.rglob(".*.partial"):
-            target = str(path.with_name(path.name[1:]))
-            if names is None or any(target.startswith(start) for start in mine):
-                path.unlink(missing_ok=True)
+        alone = self._covering if self.share == (1, 1) else []
+        remove_partial([*paths, *alone])
 
-    def write_features(self, name: str, features: np.ndarray) -> None:
-        """Writes an image's features to OUT/features/NAME.npy, and forgets an earlier failure."""
-        buffer = io.BytesIO()
-        np.save(buffer, features)
-        write_atomically(self.path("features", name, ".npy"), buffer.getvalue())
-        if "failed" in (self.record(name) or {}):
-            self.path("records", name, ".json").unlink()
+    def _check(self) -> bool:
+        """Whether the folder has settings, which are then these.
+
+        Raises:
+            ValueError: it holds those of others, or results of something else.
+        """
+        path = self._covering[0]
+        try:
+            there = json.loads(path.read_text())
+        except FileNotFoundError:
+            if strange := [covering.name for covering in self._covering if covering.exists()]:
+                raise ValueError(
+                    f"out: expected an empty folder or one with {path.name}, got "
+                    f"{' and '.join(strange)} in {self.out}; choose another --out"
+                ) from None
+            return False
+        except ValueError:
+            there = None
+        if not isinstance(there, dict):
+            raise ValueError(
+                f"out: expected settings as JSON, got something else in {path}; choose another "
+                "--out"
+            )
+        if changes := configuration.differences(there, self.settings):
+            raise ValueError(
+                f"out: {self.out} holds results of other settings (there -> here):\n  "
+                + "\n  ".join(changes)
+                + "\nUse the same to resume, or choose another --out."
+            )
+        return True
+
+    def _others_at_work(self) -> list[pathlib.Path]:
+        """Locks of processes that divide the work otherwise: they might do what we do."""
+        same = {_lock_name((index + 1, self.share[1])) for index in range(self.share[1])}
+        return [p for p in self.out.glob(".lock*") if p.name not in same and _is_lock(p.name)]
+
+
+def _lock_name(share: tuple[int, int]) -> str:
+    return ".lock" if share == (1, 1) else f".lock-{share[0]}-of-{share[1]}"
+
+
+def _is_lock(name: str) -> bool:
+    return name == ".lock" or (name.startswith(".lock-") and "." not in name[1:])

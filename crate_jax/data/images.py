@@ -44,13 +44,12 @@ class Picture:
     size: tuple[int, int]
 
 
-def find(path: str | os.PathLike, exclude: str | os.PathLike | None = None) -> list[str]:
+def find(path: str | os.PathLike) -> list[str]:
     """The image files of a folder and its subfolders, or the one file.
 
     Args:
         path: a folder, of which files with one of `EXTENSIONS` (in either case) count and hidden
             ones do not, or a file of any name. Links to folders are not followed.
-        exclude: a folder whose files are left out, such as results inside the folder of images.
 
     Returns:
         Paths relative to the folder (to the file's own folder), with `/`, in the sorted order of
@@ -64,15 +63,10 @@ def find(path: str | os.PathLike, exclude: str | os.PathLike | None = None) -> l
         return [path.name]
     if not path.is_dir():
         raise ValueError(f"images: expected a folder or an image file, found nothing at {path}")
-    excluded = None if exclude is None else pathlib.Path(exclude).resolve()
     found, others = [], 0
     for folder, subfolders, names in os.walk(path):
         here = pathlib.Path(folder)
-        subfolders[:] = [
-            name
-            for name in subfolders
-            if not name.startswith(".") and (here / name).resolve() != excluded
-        ]
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in names:
             if name.startswith(".") or not name.lower().endswith(EXTENSIONS):
                 others += 1

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 
 from crate_jax import arguments, command_line
-from crate_jax.convert import arguments as declarations
+from crate_jax.convert.arguments import declared
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -29,13 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--dataset", required=True, choices=("voc", "coco", "scenes"))
     add("--root", metavar="DIR", help="of voc (VOCdevkit or VOC2012) or coco, as unpacked")
-    add(
-        "--out",
-        required=True,
-        type=arguments.path,
-        metavar="DIR",
-        help="where scores.json and index.html go",
-    )
+    arguments.add_results(add, "is counted in scores.json and left out")
     add("--split", help="default: val of voc, val2017 of coco")
     add("--limit", type=arguments.positive, metavar="N", help="only the first N images")
     add(
@@ -52,16 +46,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help="indices such as 6,8,-1, or all. Default: all for attention, the last for MaskCut",
     )
-    add(
-        "--on-error",
-        choices=("fail", "skip", "stop"),
-        default="fail",
-        help="images that cannot be used are counted and left out; stop: stop at the first",
-    )
     group = parser.add_argument_group("attention (voc, scenes)")
-    group.add_argument(
-        "--keep", type=arguments.share, default=0.6, help="part of mass or area (default 0.6)"
-    )
+    arguments.add_attention(group.add_argument)
     group.add_argument(
         "--no-random", action="store_true", help="without the network with random weights"
     )
@@ -124,13 +110,13 @@ def _score(args: argparse.Namespace) -> dict:
     from crate_jax.score import passes as scoring
 
     cv2.utils.logging.setLogLevel(0)  # silent: what it says of damaged files stands in scores.json
-    declared = declarations.declared(args)
+    declarations = declared(args)
     steps = _of_run(args.checkpoint, args.steps)
     if args.dataset == "voc":
         data = datasets.VocLabels(args.root, args.split or "val", args.limit)
     elif args.dataset == "coco":
         data = datasets.CocoInstances(args.root, args.split or "val2017", args.limit)
-    net = inference.load(args.checkpoint, **declared)
+    net = inference.load(args.checkpoint, **declarations)
     if args.dataset == "scenes":
         side = max(net.config.image_size)
         data = datasets.SceneInstances(side, args.limit, args.objects, args.seed)
@@ -154,7 +140,7 @@ def _score(args: argparse.Namespace) -> dict:
         samples=args.samples,
         seed=args.seed,
     )
-    declared.pop("step", None)
+    declarations.pop("step", None)
     return scoring.score(
         net,
         data,
@@ -170,8 +156,8 @@ def _score(args: argparse.Namespace) -> dict:
             "limit": args.limit,
             **({"objects": list(args.objects)} if args.dataset == "scenes" else {}),
         },
-        load_step=lambda step: inference.load(args.checkpoint, step=step, **declared),
-        say=lambda line: print(line, flush=True),
+        load_step=lambda step: inference.load(args.checkpoint, step=step, **declarations),
+        say=command_line.say,
     )
 
 

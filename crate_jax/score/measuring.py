@@ -210,7 +210,7 @@ class Measurer:
         cuts = methods.cut(features, valid, self.grid, **options)
         for row in np.flatnonzero(valid):
             patch = self.network.config.patch_size
-            found = methods.from_maskcut(cuts[row], patch, pixels[row], crf=p.crf)
+            found = methods.from_maskcut(cuts[row], patch, pixels[row], refine=p.crf)
             masks = found.masks(loaded[row][1])
             findings[row].masks[key] = coco.results(self.data.image_id(names[row]), masks)
 

@@ -21,20 +21,14 @@ import sys
 from collections.abc import Sequence
 
 from crate_jax import arguments, command_line
-from crate_jax.convert import arguments as declarations
+from crate_jax.convert.arguments import declared
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.parser("python -m crate_jax.segment", __doc__)
     add = parser.add_argument
     add("--images", required=True, metavar="DIR_OR_FILE", help="a folder (and below), or a file")
-    add(
-        "--out",
-        required=True,
-        type=arguments.path,
-        metavar="DIR",
-        help="where results go; resumed if it has some",
-    )
+    arguments.add_results(add, "is listed in failures.jsonl")
     add(
         "--method",
         required=True,
@@ -64,20 +58,11 @@ def _parser() -> argparse.ArgumentParser:
         help="do the I-th of N shares, I >= 1",
     )
     add(
-        "--on-error",
-        choices=("fail", "skip", "stop"),
-        default="fail",
-        help="an image that cannot be used is listed in failures.jsonl; then: fail (default) does "
-        "the others and exits with 1, skip does the others and exits with 0, stop stops there",
-    )
-    add(
         "--annotations", metavar="JSON", help="a COCO annotation file: take the images' ids from it"
     )
     group = parser.add_argument_group("attention")
     group.add_argument("--rule", choices=("mass", "area"), default="mass", help="default mass")
-    group.add_argument(
-        "--keep", type=arguments.share, default=0.6, help="part of mass or area kept (default 0.6)"
-    )
+    arguments.add_attention(group.add_argument)
     group.add_argument(
         "--head",
         type=_head,
@@ -147,18 +132,20 @@ def _segment(args: argparse.Namespace) -> int:
 
     # Silent: what it says of damaged files stands in failures.jsonl.
     cv2.utils.logging.setLogLevel(0)
-    names = images.find(args.images, exclude=args.out)
+    names = images.find(args.images)
     folder = pathlib.Path(args.images).expanduser()
-    folder = folder.parent if folder.is_file() else folder
-    net = inference.load(args.checkpoint, **declarations.declared(args))
+    if folder.is_file():
+        folder = folder.parent
+    elif args.out.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"out: expected a folder outside of --images, got {args.out} in {folder}: results "
+            "would be among the images the next time; choose another --out"
+        )
+    network = inference.load(args.checkpoint, **declared(args))
     fields = segmenting.Options.__dataclass_fields__
     options = segmenting.Options(**{name: getattr(args, name) for name in fields})
-    failed = segmenting.segment(net, folder, names, args.out, options, say=_say)
+    failed = segmenting.segment(network, folder, names, args.out, options, say=command_line.say)
     return 1 if failed and args.on_error != "skip" else 0
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 if __name__ == "__main__":

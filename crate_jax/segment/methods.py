@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from crate_jax.export import overlays
-from crate_jax.segmentation import attention, maskcut, parts
+from crate_jax.segmentation import attention, crf, maskcut, parts
 
 METHODS = ("attention", "maskcut", "parts")
 
@@ -63,11 +63,11 @@ def from_attention(
     heat, mask = shown.reshape(grid), kept[-1].reshape(grid)
     entropy = -np.sum(shown * np.log(np.maximum(shown, np.finfo(np.float32).tiny)))
     confidence = float(np.clip(1 - entropy / np.log(len(shown)), 0, 1))
-    heads, there = maps.reshape(-1, *grid), bool(mask.any())
+    heads = maps.reshape(-1, *grid)
     return Segmented(
         arrays={"maps": heads, "kept": kept[:-1].reshape(-1, *grid)},
-        masks=lambda size: overlays.to_size(mask, size)[None][:there],
-        confidences=[confidence] * there,
+        masks=_resized(mask),
+        confidences=[confidence] if mask.any() else [],
         draw=lambda image: overlays.mask_overlay(
             overlays.heat_overlay(image, heat), mask, opacity=0
         ),
@@ -76,19 +76,19 @@ def from_attention(
 
 
 def from_maskcut(
-    found: maskcut.Masks, patch_size: int, pixels: np.ndarray, *, crf: bool
+    found: maskcut.Masks, patch_size: int, pixels: np.ndarray, *, refine: bool
 ) -> Segmented:
-    """MaskCut's masks of one image.
+    """MaskCut's masks of one image; an image of one colour has none, whatever the network made up.
 
     Args:
         found: of one image.
         patch_size: pixels a patch and side of the network's input.
         pixels: uint8[height, width, 3], the network's input, which the CRF reads.
-        crf: refine the masks by CutLER's dense CRF.
+        refine: refine the masks by CutLER's dense CRF.
 
     Returns:
         arrays as the fields of `maskcut.Masks`, `eigenvectors` as f32[max_masks, rows, columns],
-        and with `crf` also `refined` bool[max_masks, height, width] at the network's input size.
+        and with `refine` also `refined` bool[max_masks, height, width] at the network's input size.
         Only masks that hold a patch; their confidence is the eigengap.
 
     Raises:
@@ -96,6 +96,10 @@ def from_maskcut(
     """
     if found.invalid:
         raise FloatingPointError("the features hold NaN or infinity; check the weights")
+    blank = bool((pixels == pixels[0, 0]).all())
+    if blank:
+        # With positions added, the patches of a blank image differ and can be cut: by place alone.
+        found = dataclasses.replace(found, masks=np.zeros_like(found.masks))
     arrays = {
         field.name: np.asarray(getattr(found, field.name))
         for field in dataclasses.fields(found)
@@ -103,11 +107,9 @@ def from_maskcut(
     }
     arrays["eigenvectors"] = found.eigenvectors.reshape(found.masks.shape)
     source, pixels_a_cell = found.masks, patch_size
-    if crf:
-        from crate_jax.segmentation import crf as field
-
+    if refine:
         large = found.masks.repeat(patch_size, axis=1).repeat(patch_size, axis=2)
-        source, pixels_a_cell = field.refine(pixels, large), 1
+        source, pixels_a_cell = crf.refine(pixels, large), 1
         arrays["refined"] = source
     there = np.flatnonzero(source.any(axis=(1, 2)))
     source = source[there]
@@ -119,6 +121,7 @@ def from_maskcut(
         "another cut is as good": found.ambiguous[there].any(),
         "rounding decided": found.tied[there].any(),
         "the graph singles out no cut": found.degenerate.any(),
+        "the image is of one colour": blank,
     }
     return Segmented(
         arrays=arrays,
@@ -138,7 +141,6 @@ def from_parts(found: parts.Parts, index: int, grid: tuple[int, int]) -> Segment
     """
     foreground = found.foreground[index].reshape(grid)
     colors = found.rgb[index].reshape(*grid, 3)
-    there = bool(foreground.any())
 
     def draw(image):
         inside = overlays.to_size(foreground, image.shape[:2])[..., None]
@@ -146,8 +148,8 @@ def from_parts(found: parts.Parts, index: int, grid: tuple[int, int]) -> Segment
 
     return Segmented(
         arrays={"first": found.first[index].reshape(grid), "foreground": foreground, "rgb": colors},
-        masks=lambda size: overlays.to_size(foreground, size)[None][:there],
-        confidences=[1.0] * there,
+        masks=_resized(foreground),
+        confidences=[1.0] if foreground.any() else [],
         draw=draw,
     )
 
@@ -171,6 +173,13 @@ def from_components(grey: np.ndarray, rgb: np.ndarray, grid: tuple[int, int]) ->
         draw=lambda image: _tint(colors, image.shape[:2]),
         draw_grey=lambda image: _tint(np.repeat(first[..., None], 3, axis=2), image.shape[:2]),
     )
+
+
+def _resized(mask: np.ndarray) -> Callable[[tuple[int, int]], np.ndarray]:
+    """size -> the mask at that size, bool[1, height, width]; none, bool[0, ...], where empty."""
+    return lambda size: np.array(
+        [overlays.to_size(mask, size)] if mask.any() else [], bool
+    ).reshape(-1, *size)
 
 
 def _tint(colors: np.ndarray, size: tuple[int, int]) -> np.ndarray:

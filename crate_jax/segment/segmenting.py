@@ -9,9 +9,8 @@ import dataclasses
 import io
 import os
 import pathlib
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -20,17 +19,16 @@ from PIL import Image
 from crate_jax import inference
 from crate_jax.data import images
 from crate_jax.export import coco, overlays
-from crate_jax.segment import collection as collecting
-from crate_jax.segment import methods
+from crate_jax.segment import methods, summary
+from crate_jax.segment.records import Records
 from crate_jax.segmentation import parts
-from crate_jax.store import Records, npz_bytes
+from crate_jax.store import npz_bytes
 
 SAVES = ("png", "npz", "coco")
 ON_ERROR = ("fail", "skip", "stop")
 _PREVIEW = 360  # px, longest side
 _SMALL = 128  # px: below it a preview is a PNG, exact
 _AT_LEAST = 4  # a reduced JPEG is decoded to no less than this many times the network's input
-_PROGRESS_EVERY = 5  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +83,7 @@ def segment(
     """Segments images; writes their results, and what covers them all, into `out`.
 
     Args:
-        network: from `network.load`.
+        network: from `inference.load`.
         folder: the images' folder.
         names: all images, as `images.find` lists them; a shard takes its batches of this list.
         out: the folder of results; those of the same settings that are there are kept.
@@ -114,13 +112,13 @@ def segment(
         "batch_size": options.batch_size,
         **options.settings(),
     }
-    ids = collecting.image_ids(names, options.annotations)
-    records = Records(out, names, settings)
-    run = _Run(network, folder, records, options, layer, size, grid, say)
-    failed = run.all_batches()
-    if options.method == "parts":
-        run.parts()
-    collecting.collect(records, ids, folder, options.save, say)
+    ids = summary.image_ids(names, options.annotations)
+    with Records(out, names, settings, options.shard) as records:
+        run = _Run(network, folder, records, options, layer, size, grid, say)
+        failed = run.all_batches()
+        if options.method == "parts":
+            run.parts()
+        summary.collect(records, ids, folder, options.save, say)
     return failed
 
 
@@ -144,7 +142,7 @@ class _Run:
             for start in range((shard - 1) * length, len(names), shards * length)
         ]
         unfinished = [batch for batch in mine if not all(self._done(name) for name in batch)]
-        self.records.remove_partial(None if shards == 1 else [n for b in unfinished for n in b])
+        self.records.remove_unfinished(name for batch in unfinished for name in batch)
         count = sum(map(len, mine))
         todo = sum(map(len, unfinished))
         here = "" if shards == 1 else f", {count} of them in shard {shard}/{shards}"
@@ -153,29 +151,22 @@ class _Run:
         if not unfinished:
             return 0
         batches = self._compile()
-        failed, done, begin = 0, 0, time.monotonic()
-        spoke = begin
+        progress = inference.Progress("segment", todo, self.say)
+        failed = 0
         # More readers would help little, and each may hold an image of 100 megapixels.
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with inference.threads(min(8, os.cpu_count() or 1)) as pool:
             writing: list[Future] = []
-            reading = [pool.submit(self._read, name) for name in unfinished[0]]
-            for number, batch in enumerate(unfinished):
-                loaded = [future.result() for future in reading]
-                if number + 1 < len(unfinished):  # read while this batch is computed
-                    reading = [pool.submit(self._read, name) for name in unfinished[number + 1]]
+            for batch, loaded in inference.read_ahead(pool, self._read, unfinished):
                 found = self._compute(batches, loaded)
                 failed += sum(future.result() for future in writing)
                 writing = [
                     pool.submit(self._write, *image)
                     for image in zip(batch, loaded, found, strict=True)
                 ]
-                done += len(batch)
                 if self.options.on_error == "stop" and any(f.result() for f in writing):
                     self.say("stopped   at the first failure, as --on-error=stop asks")
                     break
-                if time.monotonic() - spoke > _PROGRESS_EVERY or done == todo:
-                    spoke = time.monotonic()
-                    self.say(_progress(done, todo, spoke - begin))
+                progress.add(len(batch))
             failed += sum(future.result() for future in writing)
         return failed
 
@@ -233,6 +224,8 @@ class _Run:
             run = inference.patch_features(self.network, [self.layer], self.options.features)
         batches = inference.Batches(self.network, run, self.options.batch_size, self.size)
         self.say(inference.memory_line(batches, self.options.batch_size))
+        for note in self.network.notes:
+            self.say(f"weights   {note}")
         return batches
 
     def _read(self, name: str) -> "_Loaded | _Failure":
@@ -286,7 +279,7 @@ class _Run:
         if o.method == "attention":
             return methods.from_attention(result, self.grid, head=o.head, rule=o.rule, keep=o.keep)
         return methods.from_maskcut(
-            result, self.network.config.patch_size, picture.pixels, crf=o.crf
+            result, self.network.config.patch_size, picture.pixels, refine=o.crf
         )
 
     def _save_features(self, name: str, features: np.ndarray) -> None:
@@ -339,9 +332,3 @@ def _png(picture: np.ndarray) -> bytes:
     # Not `overlays.encode`: optimising takes minutes on 100 megapixels, for a few per cent.
     Image.fromarray(picture).save(buffer, "PNG", compress_level=4)
     return buffer.getvalue()
-
-
-def _progress(done: int, todo: int, seconds: float) -> str:
-    left = round(seconds / done * (todo - done))
-    rate = done / max(seconds, 1e-9)
-    return f"segment   {done} of {todo}, {rate:.2f} images/s, {left // 60}:{left % 60:02d} left"

@@ -1,7 +1,10 @@
 """Images to maps, masks and overlays: each method, killed and resumed, in shards, odd files."""
 
+import concurrent.futures
 import json
+import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +20,12 @@ from pycocotools.coco import COCO
 
 import crate_jax
 from crate_jax.convert import checkpoints
+from crate_jax.files import Lock
 from crate_jax.models import variants
-from crate_jax.segment import collection as collecting
+from crate_jax.segment import summary
 from crate_jax.segment.__main__ import main as segment
+from crate_jax.segment.records import Records
 from crate_jax.segmentation import maskcut
-from crate_jax.store import Records
 from tests.end_to_end import runs
 
 PHOTOGRAPHS = ["hubble_deep_field.jpg", "retina.jpg", "rocket.jpg"] + [
@@ -134,8 +138,8 @@ def test_interrupted_run_goes_on(method, checkpoint, photographs, whole, tmp_pat
 @pytest.mark.parametrize("method", METHODS)
 def test_two_shards_together_equal_one(method, checkpoint, photographs, whole, tmp_path):
     assert run(checkpoint, photographs, tmp_path, method, "--shard=2/2") == 0
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["done"] == (0 if method == "parts" else 6)
+    counts = json.loads((tmp_path / "summary.json").read_text())
+    assert counts["done"] == (0 if method == "parts" else 6)
     assert run(checkpoint, photographs, tmp_path, method, "--shard=1/2") == 0
     assert contents(tmp_path) == contents(whole[method])
 
@@ -287,6 +291,118 @@ def test_ids_from_an_annotation_file(checkpoint, tmp_path):
     assert run(checkpoint, images, tmp_path / "out", "maskcut", extra, "--save=coco") == 2
 
 
+@pytest.mark.parametrize(
+    ("names", "known", "ids"),
+    [
+        (["a.jpg", "b.jpg"], {"a.jpg": 3, "b.jpg": 4}, [3, 4]),
+        (["a.jpg"], {"val/a.jpg": 3, "val/b.jpg": 4}, [3]),
+        (["val/a.jpg"], {"a.jpg": 3}, [3]),
+        (["a.jpg", "val/a.jpg"], {"a.jpg": 3, "val/a.jpg": 4}, [3, 4]),
+        (["a.jpg"], {"train/a.jpg": 3, "val/a.jpg": 4}, "expected one image of a name, got a.jpg"),
+        (["a.jpg", "val/a.jpg"], {"val/a.jpg": 4}, "expected one image of a name, got a.jpg"),
+        (["x/a.jpg", "y/a.jpg"], {"a.jpg": 4}, "expected one image of a name, got x/a.jpg"),
+        (["a.jpg"], {"b.jpg": 4}, "not 1 of 1 here, the first a.jpg"),
+        (["a.jpg"], {"a.jpg": 4, "b.jpg": 4}, "2 names and 1 ids for 2 images"),
+        (["a.jpg"], {"a.jpg": [4]}, "TypeError"),
+    ],
+)
+def test_an_id_that_could_be_anothers_is_refused(names, known, ids, tmp_path):
+    file = tmp_path / "instances.json"
+    file.write_text(json.dumps({"images": [{"file_name": n, "id": i} for n, i in known.items()]}))
+    if isinstance(ids, str):
+        with pytest.raises(ValueError, match=ids):
+            summary.image_ids(names, file)
+    else:
+        assert summary.image_ids(names, file) == dict(zip(names, ids, strict=True))
+
+
+def test_results_among_the_photographs_are_refused(checkpoint, photographs, tmp_path, capsys):
+    """They would be taken for photographs the next time."""
+    folder = tmp_path / "photographs"
+    shutil.copytree(photographs, folder)
+    (tmp_path / "link").symlink_to(folder)
+    before = contents(tmp_path)
+    for out in (folder, folder / "more" / "results", tmp_path / "link" / "results"):
+        assert run(checkpoint, folder, out, "attention") == 2
+        assert "expected a folder outside of --images" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def test_only_files_of_ones_own_are_removed(checkpoint, photographs, tmp_path):
+    folder = photographs / "more"
+    name = min(path.name for path in folder.iterdir())
+    left = [f"maps/.{name}.npz.01234567.partial", ".index.html.01234567.partial"]
+    kept = [".movie.mkv.partial", "maps/.movie.npz.01234567.partial", "maps/.x.partial"]
+    (tmp_path / "maps").mkdir()
+    for file in (*left, *kept):
+        (tmp_path / file).touch()
+    assert run(checkpoint, folder, tmp_path, "attention") == 0
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.partial")}
+    assert found == set(kept)
+
+
+def test_two_at_once_on_one_share_are_refused(checkpoint, photographs, tmp_path, capsys):
+    """Two shares of one division are not: that is what they are for."""
+    with Lock(tmp_path / ".lock"):
+        for extra in ([], ["--shard=1/2"]):
+            assert run(checkpoint, photographs, tmp_path, "attention", *extra) == 2
+            assert f"got process {os.getpid()} on" in capsys.readouterr().err
+    with Lock(tmp_path / ".lock-2-of-2"):
+        for share in ("2/2", "1/3", "1/1"):
+            assert run(checkpoint, photographs, tmp_path, "attention", f"--shard={share}") == 2
+        assert run(checkpoint, photographs, tmp_path, "attention", "--shard=1/2") == 0
+    assert run(checkpoint, photographs, tmp_path, "attention", "--shard=2/2") == 0
+    assert not list(tmp_path.glob(".lock*"))
+
+
+def test_a_folder_of_something_else_is_refused(checkpoint, photographs, tmp_path, capsys):
+    (tmp_path / "index.html").write_text("a page of mine")
+    assert run(checkpoint, photographs, tmp_path, "attention") == 2
+    assert "got index.html in" in capsys.readouterr().err
+    assert contents(tmp_path) == {"index.html": b"a page of mine"}
+    (tmp_path / "index.html").unlink()
+    (tmp_path / "settings.json").write_text("[1]")
+    assert run(checkpoint, photographs, tmp_path, "attention") == 2
+    assert "expected settings as JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"name": "coffee.png", "failed": 3}'])
+def test_a_damaged_record_is_made_again(content, checkpoint, photographs, tmp_path):
+    image = photographs / "coffee.png"
+    assert run(checkpoint, image, tmp_path, "attention") == 0
+    before = contents(tmp_path)
+    (tmp_path / "records" / "coffee.png.json").write_text(content)
+    assert run(checkpoint, image, tmp_path, "attention") == 0
+    assert contents(tmp_path) == before
+
+
+def test_names_that_are_no_text(checkpoint, photographs, tmp_path):
+    """Bytes that are not UTF-8, in the name of an image and of the folder of results."""
+    name, out = (os.fsdecode(text) for text in (b"caf\xe9.png", b"r\xe9sultats"))
+    (tmp_path / "images").mkdir()
+    shutil.copy(photographs / "coffee.png", tmp_path / "images" / name)
+    command = [sys.executable, "-m", "crate_jax.segment", f"--checkpoint={checkpoint}"]
+    command += [f"--images={tmp_path / 'images'}", f"--out={tmp_path / out}", "--method=attention"]
+    environment = runs.environment() | {"PYTHONUTF8": "0", "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(command, cwd=runs.ROOT, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"gallery " in done.stdout
+    assert (tmp_path / out / "overlays" / f"{name}.png").is_file()
+
+
+def test_the_network_that_was_taken_of_several_is_named(checkpoint, photographs, tmp_path, capsys):
+    """Of a file with raw and averaged weights, timm's say, the first are the usual choice."""
+    torch = pytest.importorskip("torch")
+    state = safetensors.numpy.load_file(checkpoint)
+    state = {name: torch.from_numpy(array) for name, array in state.items()}
+    several = tmp_path / "several.pth"
+    torch.save({"model": state, "model_ema": state}, several)
+    extra = ["--heads=3", "--image-size=32"]
+    image = photographs / "coffee.png"
+    assert run(several, image, tmp_path / "out", "attention", *extra) == 0
+    assert "read entry 'model'; others with a network: 'model_ema'" in capsys.readouterr().out
+
+
 def test_zoo_of_images(checkpoint, tmp_path, capsys, monkeypatch):
     """Odd images are handled or listed."""
     zoo = tmp_path / "zoo"
@@ -313,8 +429,8 @@ def test_zoo_of_images(checkpoint, tmp_path, capsys, monkeypatch):
     failures = [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()]
     assert [pathlib.Path(f["path"]).name for f in failures] == ["empty.jpg", "text.png", "torn.jpg"]
     assert all(f["kind"] == "unreadable" and f["message"] for f in failures)
-    summary = json.loads((out / "summary.json").read_text())
-    assert (summary["images"], summary["done"], summary["failed"]) == (12, 9, 3)
+    counts = json.loads((out / "summary.json").read_text())
+    assert (counts["images"], counts["done"], counts["failed"]) == (12, 9, 3)
     sizes = {
         i["file_name"]: (i["height"], i["width"]) for i in COCO(out / "coco.json").imgs.values()
     }
@@ -327,7 +443,7 @@ def test_zoo_of_images(checkpoint, tmp_path, capsys, monkeypatch):
     stopped = json.loads((tmp_path / "stopped" / "summary.json").read_text())
     assert (stopped["failed"], stopped["missing"] > 0) == (1, True)
 
-    monkeypatch.setattr(collecting, "_EMBEDDED", 0)  # as for a folder of thousands
+    monkeypatch.setattr(summary, "_EMBEDDED", 0)  # as for a folder of thousands
     photo.save(zoo / "torn.jpg")  # repaired: done at the next run
     assert run(checkpoint, zoo, out, "maskcut") == 1
     assert json.loads((out / "summary.json").read_text())["failed"] == 2
@@ -339,10 +455,37 @@ def test_zoo_of_images(checkpoint, tmp_path, capsys, monkeypatch):
 def test_images_without_an_object_are_counted(checkpoint, photographs, tmp_path):
     """No two patches have a cosine above tau: the graph has no cut."""
     assert run(checkpoint, photographs / "more", tmp_path, "maskcut", "--tau=0.999999") == 0
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert (summary["done"], summary["without_mask"], summary["masks"]) == (4, 4, 0)
+    counts = json.loads((tmp_path / "summary.json").read_text())
+    assert (counts["done"], counts["without_mask"], counts["masks"]) == (4, 4, 0)
     assert (tmp_path / "index.html").read_text().count("no object found") == 4
     assert not json.loads((tmp_path / "coco.json").read_text())["annotations"]
+
+
+@pytest.mark.parametrize("colour", [0, 255, (10, 200, 30)])
+def test_an_image_of_one_colour_has_no_mask(colour, checkpoint, tmp_path):
+    """Positions alone make its patches differ, and the graph has a cut."""
+    (tmp_path / "images").mkdir()
+    pixels = np.full((40, 50, 3), colour, np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "images" / "blank.png")
+    out = tmp_path / "out"
+    assert run(checkpoint, tmp_path / "images", out, "maskcut") == 0
+    counts = json.loads((out / "summary.json").read_text())
+    assert (counts["done"], counts["without_mask"], counts["masks"]) == (1, 1, 0)
+    assert not np.load(out / "maps" / "blank.png.npz")["masks"].any()
+    assert "the image is of one colour" in (out / "index.html").read_text()
+
+
+def test_threads_that_are_not_granted_are_one_line(
+    checkpoint, photographs, tmp_path, capsys, monkeypatch
+):
+    def refused(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(concurrent.futures.ThreadPoolExecutor, "submit", refused)
+    assert run(checkpoint, photographs, tmp_path, "attention") == 2
+    assert capsys.readouterr().err == (
+        "error: can't start new thread; allow more processes (ulimit -u)\n"
+    )
 
 
 def test_wrong_usage(checkpoint, photographs, tmp_path, capsys):

@@ -9,6 +9,7 @@ Every process makes them when its share is done, of what is there by then. The l
 shards finds everything, so its files are those of a single run.
 """
 
+import collections
 import json
 import os
 import pathlib
@@ -20,7 +21,8 @@ import numpy as np
 from crate_jax.data import images
 from crate_jax.export import coco, overlays, report
 from crate_jax.files import write_atomically
-from crate_jax.store import Records, printable
+from crate_jax.segment.records import Records
+from crate_jax.store import printable
 
 LOW_CONFIDENCE = 0.01
 _EMBEDDED = 60  # images: a gallery of more links to files beside it, in place of holding them
@@ -31,31 +33,66 @@ def image_ids(names: Sequence[str], annotations: str | os.PathLike | None) -> di
 
     Args:
         names: of all images, in order.
-        annotations: a COCO annotation file that knows them by `file_name`; None numbers the
-            images from 1 in their order.
+        annotations: a COCO annotation file that knows them by `file_name`, their path here or
+            its last part; None numbers the images from 1 in their order.
 
     Raises:
-        ValueError: an image that the file does not list.
+        ValueError: an image that the file does not list, or of which it cannot be told which of
+            several of one base name it is.
     """
     if annotations is None:
         return {name: number for number, name in enumerate(names, start=1)}
+    known = _annotated(annotations)
+    by_base: dict[str, set[str]] = {}
+    for name in known:
+        by_base.setdefault(_base(name), set()).add(name)
+    # An image that the file does not list by its path is the only one of its base name, here
+    # and there, or it is not known which is meant.
+    here = collections.Counter(map(_base, names))
+    found, unknown, ambiguous = {}, [], []
+    for name in names:
+        candidates = {name} if name in known else by_base.get(_base(name), set())
+        if not candidates:
+            unknown.append(name)
+        elif len(candidates) > 1 or (name not in known and here[_base(name)] > 1):
+            ambiguous.append(f"{name} ({', '.join(sorted(candidates))} there)")
+        else:
+            (found[name],) = (known[candidate] for candidate in candidates)
+    if unknown:
+        raise ValueError(
+            f"annotations: expected all images listed in {annotations}, got {len(known)} there, "
+            f"but not {len(unknown)} of {len(names)} here, the first {printable(unknown[0])}"
+        )
+    if ambiguous:
+        raise ValueError(
+            f"annotations: expected one image of a name, got {printable(ambiguous[0])} and "
+            f"{len(ambiguous) - 1} more of several; name them in {annotations} by their paths "
+            "below --images"
+        )
+    return found
+
+
+def _annotated(path: str | os.PathLike) -> dict[str, int]:
+    """The ids of a COCO annotation file by `file_name`."""
     try:
-        listed = json.loads(pathlib.Path(annotations).expanduser().read_text())["images"]
-        known = {image["file_name"]: image["id"] for image in listed}
+        listed = json.loads(pathlib.Path(path).expanduser().read_text())["images"]
+        known = {str(image["file_name"]): image["id"] for image in listed}
+        ids = set(known.values())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"annotations: expected a COCO annotation file with images of file_name and id at "
-            f"{annotations}, got {type(error).__name__}: {error}"
+            f"{path}, got {type(error).__name__}: {error}"
         ) from error
-    by_last = {name.rpartition("/")[2]: number for name, number in known.items()}
-    ids = {name: known.get(name, by_last.get(name.rpartition("/")[2])) for name in names}
-    unknown = [name for name, number in ids.items() if number is None]
-    if unknown:
+    if not len(ids) == len(known) == len(listed):
         raise ValueError(
-            f"annotations: {annotations} lists {len(known)} images, but not {len(unknown)} of "
-            f"{len(names)} here, the first {unknown[0]}"
+            f"annotations: expected a file_name and an id for each image of {path}, got "
+            f"{len(known)} names and {len(ids)} ids for {len(listed)} images"
         )
-    return ids
+    return known
+
+
+def _base(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
 def collect(
