@@ -80,7 +80,7 @@ def test_the_package_lists_its_commands():
         for path in (ROOT / "crate_jax").rglob("*.py")
         if '\nif __name__ == "__main__":' in path.read_text()
     }
-    assert runnable - {"__main__", "doctor.trial"} == set(command_line.COMMANDS)
+    assert runnable - {"__main__"} == set(command_line.COMMANDS)
 
 
 def test_main_says_what_is_wrong_in_one_line(tmp_path):
