@@ -1,14 +1,22 @@
-"""What every classifier here shares: the fields of its config and the forward pass."""
+"""What every network here shares: the fields of its config, the forward pass, the capture."""
 
+import abc
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+import math
+import numbers
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Generic, Literal, Self, TypedDict, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, UInt8
 
-from crate_jax.models import layers
+from crate_jax.models.layers import Tokens
+from crate_jax.models.patches import patch_grid
 from crate_jax.models.positions import RULES, Rule, resize_positions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -30,7 +38,7 @@ class ImageModelConfig:
     dim: int = 768
     depth: int = 12
     heads: int = 12
-    head_dim: int | None = None  # None: dim / heads
+    head_dim: int = None  # type: ignore[assignment]  # becomes dim / heads below
     classes: int = 1000  # 0: no head; the features are returned as logits
     pool: Literal["cls", "mean"] = "cls"
     positions: Rule = "size"  # how positions are resampled to another image size
@@ -44,11 +52,10 @@ class ImageModelConfig:
         object.__setattr__(self, "image_size", size)
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
-        for name in ("patch_size", "dim", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.classes < 0:
-            raise ValueError(f"classes: expected at least 0 (no head), got {self.classes}")
+        self.expect_whole("patch_size", "dim", "depth", "heads")
+        self.expect_whole("classes", least=0)
+        self.expect_finite("mean")
+        self.expect_finite("std", "epsilon", above=True)
         if len(size) != 2 or any(s <= 0 or s % self.patch_size for s in size):
             raise ValueError(
                 f"image_size: expected multiples of patch_size {self.patch_size}, got {size}"
@@ -60,6 +67,7 @@ class ImageModelConfig:
                     "another number of heads or give head_dim"
                 )
             object.__setattr__(self, "head_dim", self.dim // self.heads)
+        self.expect_whole("head_dim")
         self.expect("pool", ("cls", "mean"))
         self.expect("positions", RULES)
 
@@ -69,6 +77,24 @@ class ImageModelConfig:
             raise ValueError(
                 f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}"
             )
+
+    def expect_whole(self, *names: str, least: int = 1) -> None:
+        """Raises ValueError unless the fields are whole numbers of at least `least`."""
+        for name in names:
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Integral) or value < least:
+                raise ValueError(
+                    f"{name}: expected a whole number of at least {least}, got {value}"
+                )
+
+    def expect_finite(self, *names: str, least: float = 0, above: bool = False) -> None:
+        """Raises ValueError unless all numbers of the fields are finite and at least (above) it."""
+        bound = f"above {least:g}" if above else f"of at least {least:g}"
+        for name in names:
+            values = getattr(self, name)
+            for value in values if isinstance(values, tuple) else (values,):
+                if not math.isfinite(value) or value < least or (above and value == least):
+                    raise ValueError(f"{name}: expected a finite number {bound}, got {value}")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -85,7 +111,7 @@ class ImageModelConfig:
         return {"family": self.family, **dataclasses.asdict(self)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ImageModelConfig":
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The reverse of `to_dict` (lists become tuples).
 
         Raises:
@@ -95,25 +121,128 @@ class ImageModelConfig:
         unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"{cls.family}: unknown model fields {', '.join(unknown)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return cls(**fields)
 
 
-class Transformer(nnx.Module):
-    """The forward pass that the families share; they supply `embed`, `pool` and `classify`.
+Remat = Literal["none", "full", "dots"]
+REMAT_POLICIES: dict[Remat, Callable | None] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 
-    `fixed` names the parameters that training must not change.
+
+class Computation(TypedDict, total=False):
+    """How a network is computed; what it is, its config says."""
+
+    dtype: DTypeLike  # of products and tokens; parameters, norms and softmax stay float32
+    remat: Remat  # what the backward pass recomputes
+
+
+Config = TypeVar("Config", bound=ImageModelConfig)
+Capture = bool | int | Iterable[int] | None
+
+
+def run_layers(
+    layers: nnx.List, z: Tokens, capture: Capture, remat: Remat
+) -> tuple[Tokens, dict[str, Array]]:
+    """Tokens through all layers, with the captured arrays of the layers asked for.
+
+    Args:
+        layers: modules mapping z to (z, query, key).
+        z: [b, 1+n, d].
+        capture: False for nothing, True for every layer, or indices (negative ones count from the
+            end), in the order wanted.
+        remat: a name of REMAT_POLICIES: what the backward pass recomputes.
+
+    Returns:
+        (z, {"query", "key": f32[layers, b, 1+n, heads, d_head], "tokens": f32[layers, b, 1+n, d]}),
+        the dictionary empty without capture. Where query is key, both are one array.
+    """
+    wanted = captured_layers(capture, len(layers))
+    kept = {}
+    for index, layer in enumerate(layers):
+        run = layer
+        if REMAT_POLICIES[remat] is not None:
+            run = jax.checkpoint(
+                lambda tokens, layer=layer: layer(tokens), policy=REMAT_POLICIES[remat]
+            )
+        z, query, key = run(z)
+        if index in wanted:
+            kept[index] = (query, key, z)
+    if not wanted:
+        return z, {}
+    columns = zip(*(kept[index] for index in wanted), strict=True)
+    query, key, tokens = (jnp.stack(c).astype(jnp.float32) for c in columns)
+    tied = all(kept[index][0] is kept[index][1] for index in wanted)
+    return z, {"query": query, "key": query if tied else key, "tokens": tokens}
+
+
+def captured_layers(capture: Capture, depth: int) -> tuple[int, ...]:
+    """The layer indices in [0, depth) that a `capture` argument names, in the order given.
+
+    Raises:
+        ValueError: for a layer that the network does not have, or what is no number of a layer.
+    """
+    if capture is None or isinstance(capture, bool | np.bool_):
+        return tuple(range(depth)) if capture else ()
+    named: Any = capture
+    try:
+        several = tuple(named) if np.ndim(named) else (named,)
+        if any(isinstance(index, bool | np.bool_) for index in several):
+            raise TypeError  # True within a list would be layer 1
+        indices = tuple(operator.index(index) for index in several)
+    except TypeError as error:
+        raise ValueError(
+            f"capture: expected True, False, a layer's index such as -1, or several such as "
+            f"(10, 11); got {capture!r}"
+        ) from error
+    for index in indices:
+        if not -depth <= index < depth:
+            raise ValueError(
+                f"capture: expected layers within [{-depth}, {depth - 1}] of this model of depth "
+                f"{depth}, got {index}"
+            )
+    return tuple(index % depth for index in indices)
+
+
+class Transformer(nnx.Module, Generic[Config]):
+    """The forward pass that the families share.
+
+    A family supplies the parameters declared here and the three steps around the layers: `embed`,
+    `pool` and `classify`. `fixed` names the parameters that training must not change.
     """
 
     fixed: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, config: ImageModelConfig, *, dtype: layers.Dtype, remat: str = "none"):
-        if remat not in layers.REMAT_POLICIES:
-            raise ValueError(
-                f"remat: expected one of {', '.join(layers.REMAT_POLICIES)}, got {remat!r}"
-            )
-        self.config, self.dtype, self.remat = config, dtype, remat
+    config: Config
+    cls_token: nnx.Param  # [1, 1, d]
+    positions: nnx.Param  # [1, 1 + config.patches, d], [CLS] first
+    layers: nnx.List  # of modules that map z to (z, query, key)
 
-    def preprocess(self, images: jax.Array) -> jax.Array:
+    def __init__(self, config: Config, *, dtype: DTypeLike = jnp.float32, remat: Remat = "none"):
+        if remat not in REMAT_POLICIES:
+            raise ValueError(f"remat: expected one of {', '.join(REMAT_POLICIES)}, got {remat!r}")
+        self.config = config
+        self.dtype = dtype
+        self.remat: Remat = remat
+
+    @abc.abstractmethod
+    def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
+        """[b, h, w, 3] -> patch tokens [b, n, d], before positions."""
+
+    @abc.abstractmethod
+    def pool(self, z: Tokens) -> Float[Array, "b d"]:
+        """Tokens after the last layer -> features, one vector an image."""
+
+    @abc.abstractmethod
+    def classify(self, features: Float[Array, "b d"]) -> Float[Array, "b classes"]:
+        """Features -> logits; without a head the features."""
+
+    def preprocess(self, images: UInt8[ArrayLike, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
         """uint8[b, h, w, 3] in [0, 255] -> f32[b, h, w, 3], scaled to [0, 1] and standardised.
 
         Raises:
@@ -136,8 +265,8 @@ class Transformer(nnx.Module):
         return (scaled - jnp.array(c.mean, jnp.float32)) / jnp.array(c.std, jnp.float32)
 
     def __call__(
-        self, images: jax.Array, capture: bool | int | tuple[int, ...] = False
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        self, images: Float[ArrayLike, "b h w 3"], capture: Capture = False
+    ) -> tuple[Float[Array, "b ..."], dict[str, Array]]:
         """Logits, and what the analyses need.
 
         Args:
@@ -156,17 +285,17 @@ class Transformer(nnx.Module):
                 normalised, and unknown layers.
         """
         z = self.tokens(jnp.asarray(images))
-        z, out = layers.run_layers(self.layers, z, capture, self.remat)
+        z, out = run_layers(self.layers, z, capture, self.remat)
         features = self.pool(z).astype(jnp.float32)
         out["features"] = features
         return self.classify(features).astype(jnp.float32), out
 
-    def tokens(self, images: jax.Array) -> jax.Array:
+    def tokens(self, images: Float[Array, "b h w 3"]) -> Tokens:
         """[b, h, w, 3] -> [b, 1+n, d]: [CLS] and patches with their positions, before layer 1."""
-        grid = layers.patch_grid(images, self.config.patch_size)
+        grid = patch_grid(images, self.config.patch_size)
         return self.with_positions(self.embed(images), grid)
 
-    def with_positions(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    def with_positions(self, x: Float[Array, "b n d"], grid: tuple[int, int]) -> Tokens:
         """Patch tokens [b, n, d] of a grid -> [b, 1+n, d], with [CLS] and positions."""
         cls = jnp.broadcast_to(self.cls_token[...], (x.shape[0], 1, x.shape[-1]))
         positions = self.positions[...]
@@ -176,7 +305,7 @@ class Transformer(nnx.Module):
         return (jnp.concatenate([cls.astype(x.dtype), x], axis=1) + positions).astype(self.dtype)
 
 
-def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any]]:
+def split(model: Transformer) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """A model as (its static definition, its parameters as a pure nested dictionary).
 
     The functional boundary: everything that is jitted, sharded, saved or differentiated is the
@@ -186,7 +315,7 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any]]:
     return definition, nnx.to_pure_dict(state)
 
 
-def merge(definition: nnx.GraphDef, params: Mapping[str, Any]) -> nnx.Module:
+def merge(definition: nnx.GraphDef, params: Mapping[str, Any]) -> Transformer:
     """The reverse of `split`; cheap enough to be called inside a jitted function.
 
     Layer numbers may be strings, as they are after a checkpoint was read without a template.
@@ -195,8 +324,8 @@ def merge(definition: nnx.GraphDef, params: Mapping[str, Any]) -> nnx.Module:
 
 
 def forward(
-    definition: nnx.GraphDef, capture: bool | int | tuple[int, ...] = False
-) -> Callable[[Mapping[str, Any], jax.Array], tuple[jax.Array, dict[str, jax.Array]]]:
+    definition: nnx.GraphDef, capture: Capture = False
+) -> Callable[[Mapping[str, Any], Array], tuple[Array, dict[str, Array]]]:
     """A function (params, images uint8[b, h, w, 3]) -> (logits, out), to be jitted.
 
     Args:

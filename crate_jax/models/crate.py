@@ -6,14 +6,21 @@ PyTorch code, whose deviations from the papers are followed and named in `layers
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
-from crate_jax.models import layers
-from crate_jax.models.base import ImageModelConfig, Transformer
+from crate_jax.models.base import Computation, ImageModelConfig, Transformer
+from crate_jax.models.layers import ISTA, MSSA, Layer, Tokens, layer_norm
+from crate_jax.models.linear import LinearOptions, linear
+from crate_jax.models.patches import patchify
+from crate_jax.models.vit import MHSA, MLP
+
+Attention = Literal["mssa", "mhsa"]
+Nonlinearity = Literal["ista", "ista-soft-threshold", "mlp"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,8 +29,8 @@ class CrateConfig(ImageModelConfig):
 
     family: ClassVar[str] = "crate"
 
-    attention: layers.Attention = "mssa"  # "mhsa": untied query, key, value (CRATE-MHSA)
-    nonlinearity: layers.Nonlinearity = "ista"  # "ista-soft-threshold" (CRATE-sth), "mlp"
+    attention: Attention = "mssa"  # "mhsa": untied query, key, value (CRATE-MHSA)
+    nonlinearity: Nonlinearity = "ista"  # "ista-soft-threshold" (CRATE-sth), "mlp"
     step_size: float = 0.1  # eta of ISTA
     lambd: float = 0.1  # lambda of ISTA
     # Whether the MLP of the ablation CRATE-MLP has a skip around it; no source settles it, and
@@ -35,65 +42,68 @@ class CrateConfig(ImageModelConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self.expect("attention", ("mssa", "mhsa"))
-        self.expect("nonlinearity", ("ista", "ista-soft-threshold", "mlp"))
+        self.expect("attention", get_args(Attention))
+        self.expect("nonlinearity", get_args(Nonlinearity))
+        self.expect_finite("step_size", "lambd")
+        if self.head_hidden is not None:
+            self.expect_whole("head_hidden")
 
 
-class Crate(Transformer):
+class Crate(Transformer[CrateConfig]):
     """LN(patch) -> Linear -> LN, [CLS] and positions, MSSA and ISTA layers, LN + Linear on [CLS].
 
     `Crate(config, rngs=nnx.Rngs(0))`; see `Transformer.__call__` for what a call returns.
     [CLS] and positions start from N(0, 1), linears as in PyTorch, D kaiming-uniform [code].
     """
 
-    def __init__(
-        self,
-        config: CrateConfig,
-        *,
-        rngs: nnx.Rngs,
-        dtype: layers.Dtype = jnp.float32,
-        remat: str = "none",
-    ):
-        super().__init__(config, dtype=dtype, remat=remat)
-        c, init = config, {"rngs": rngs, "dtype": dtype}
+    def __init__(self, config: CrateConfig, *, rngs: nnx.Rngs, **computation: Unpack[Computation]):
+        super().__init__(config, **computation)
+        c = config
+        init: LinearOptions = {"dtype": self.dtype}
         patch_dim = 3 * c.patch_size**2
-        self.patch_norm = layers.layer_norm(patch_dim, c.epsilon, rngs)
-        self.patch_embed = layers.linear(patch_dim, c.dim, **init)
-        self.embed_norm = layers.layer_norm(c.dim, c.epsilon, rngs)
+        self.patch_norm = layer_norm(patch_dim, c.epsilon, rngs)
+        self.patch_embed = linear(patch_dim, c.dim, rngs=rngs, **init)
+        self.embed_norm = layer_norm(c.dim, c.epsilon, rngs)
         self.cls_token = nnx.Param(jax.random.normal(rngs.params(), (1, 1, c.dim)))
         self.positions = nnx.Param(jax.random.normal(rngs.params(), (1, 1 + c.patches, c.dim)))
         self.layers = nnx.List([self._layer(rngs) for _ in range(c.depth)])
         hidden = c.head_hidden if c.classes else None
-        self.head_norm = layers.layer_norm(c.dim, c.epsilon, rngs) if c.classes else None
-        self.head_hidden = layers.linear(c.dim, hidden, **init) if hidden else None
-        self.head = layers.linear(hidden or c.dim, c.classes, **init) if c.classes else None
+        self.head_norm = layer_norm(c.dim, c.epsilon, rngs) if c.classes else None
+        self.head_hidden = linear(c.dim, hidden, rngs=rngs, **init) if hidden else None
+        self.head = linear(hidden or c.dim, c.classes, rngs=rngs, **init) if c.classes else None
 
-    def _layer(self, rngs: nnx.Rngs) -> layers.Layer:
-        c, init = self.config, {"rngs": rngs, "dtype": self.dtype}
+    def _layer(self, rngs: nnx.Rngs) -> Layer:
+        c, dtype = self.config, self.dtype
         if c.attention == "mssa":
-            attention = layers.MSSA(c.dim, c.heads, c.head_dim, **init)
+            attention = MSSA(c.dim, c.heads, c.head_dim, rngs=rngs, dtype=dtype)
         else:
-            attention = layers.MHSA(c.dim, c.heads, c.head_dim, qkv_bias=False, **init)
+            attention = MHSA(c.dim, c.heads, c.head_dim, rngs=rngs, qkv_bias=False, dtype=dtype)
         if c.nonlinearity == "mlp":
-            operator, skip = layers.MLP(c.dim, **init), c.mlp_skip
+            operator, skip = MLP(c.dim, rngs=rngs, dtype=dtype), c.mlp_skip
         else:
-            soft = c.nonlinearity == "ista-soft-threshold"
-            operator = layers.ISTA(c.dim, step_size=c.step_size, lambd=c.lambd, soft=soft, **init)
+            operator = ISTA(
+                c.dim,
+                step_size=c.step_size,
+                lambd=c.lambd,
+                rngs=rngs,
+                dtype=dtype,
+                soft=c.nonlinearity == "ista-soft-threshold",
+            )
             skip = False
-        return layers.Layer(attention, operator, dim=c.dim, epsilon=c.epsilon, skip=skip, rngs=rngs)
+        return Layer(attention, operator, dim=c.dim, epsilon=c.epsilon, skip=skip, rngs=rngs)
 
-    def embed(self, images: jax.Array) -> jax.Array:
+    def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
         """[b, h, w, 3] -> patch tokens [b, n, d]."""
-        x = self.patch_norm(layers.patchify(images, self.config.patch_size))
+        x = self.patch_norm(patchify(images, self.config.patch_size))
         return self.embed_norm(self.patch_embed(x))
 
-    def pool(self, z: jax.Array) -> jax.Array:
+    def pool(self, z: Tokens) -> Float[Array, "b d"]:
         """[CLS], or the mean over all tokens, [CLS] included, as the public code has it."""
         return z[:, 0] if self.config.pool == "cls" else jnp.mean(z, axis=1, dtype=jnp.float32)
 
-    def classify(self, features: jax.Array) -> jax.Array:
+    def classify(self, features: Float[Array, "b d"]) -> Float[Array, "b classes"]:
         """Features [b, d] -> logits [b, classes]."""
-        if self.head is None:
+        if self.head is None or self.head_norm is None:
             return features
         x = self.head_norm(features)
         return self.head(x if self.head_hidden is None else self.head_hidden(x))

@@ -1,14 +1,32 @@
 """CRATE-MAE (2404.02446): a CRATE encoder and its reverse as a masked autoencoder."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float
 
-from crate_jax.models import layers
-from crate_jax.models.base import ImageModelConfig, Transformer
+from crate_jax.models.base import (
+    Capture,
+    Computation,
+    ImageModelConfig,
+    Transformer,
+    run_layers,
+)
+from crate_jax.models.layers import (
+    ISTA,
+    MSSA,
+    AttentionOperator,
+    Heads,
+    Layer,
+    Tokens,
+    layer_norm,
+)
+from crate_jax.models.linear import LinearOptions, kaiming_uniform, linear
+from crate_jax.models.patches import patch_grid, patchify
 from crate_jax.models.positions import sincos_positions
 
 
@@ -34,11 +52,44 @@ class CrateMAEConfig(ImageModelConfig):
                 f"classes: expected 0 for a masked autoencoder, got {self.classes}; it "
                 "reconstructs patches and has no head"
             )
+        self.expect_whole("decoder_depth")
+        self.expect_finite("step_size", "lambd")
+        self.expect_finite("norm_epsilon", above=True)
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio: expected 0 < mask_ratio < 1, got {self.mask_ratio}")
 
 
-class CrateMAE(Transformer):
+class DecoderLayer(nnx.Module):
+    """CRATE-MAE's decoder layer (2404.02446): a = LN(z) A^T, then z = a - MSSA(LN a).
+
+    It runs a CRATE layer backwards: A stands for the inverse of the sparsification, and the minus
+    sign undoes the compression. A starts kaiming-uniform, as D does.
+    """
+
+    def __init__(
+        self,
+        attention: AttentionOperator,
+        *,
+        dim: int,
+        epsilon: float,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        self.operator_norm = layer_norm(dim, epsilon, rngs)
+        self.operator = linear(
+            dim, dim, rngs=rngs, dtype=dtype, bias=False, kernel_init=kaiming_uniform
+        )
+        self.attention_norm = layer_norm(dim, epsilon, rngs)
+        self.attention = attention
+
+    def __call__(self, z: Tokens) -> tuple[Tokens, Heads, Heads]:
+        """z [b, tokens, d] -> (next z, query, key)."""
+        a = self.operator(self.operator_norm(z))
+        update, query, key = self.attention(self.attention_norm(a))
+        return a - update, query, key
+
+
+class CrateMAE(Transformer[CrateMAEConfig]):
     """Patch embedding, fixed sine-cosine positions, CRATE layers, LN; decoder layers, LN, Linear.
 
     The encoder sees a learned mask token where a patch is hidden, so that both halves run on all
@@ -52,51 +103,52 @@ class CrateMAE(Transformer):
     fixed: ClassVar[tuple[str, ...]] = ("positions",)
 
     def __init__(
-        self,
-        config: CrateMAEConfig,
-        *,
-        rngs: nnx.Rngs,
-        dtype: layers.Dtype = jnp.float32,
-        remat: str = "none",
+        self, config: CrateMAEConfig, *, rngs: nnx.Rngs, **computation: Unpack[Computation]
     ):
-        super().__init__(config, dtype=dtype, remat=remat)
-        c, init = config, {"rngs": rngs, "dtype": dtype}
-        xavier = {
+        super().__init__(config, **computation)
+        c, dtype = config, self.dtype
+        xavier: LinearOptions = {
+            "dtype": dtype,
             "kernel_init": nnx.initializers.xavier_uniform(),
             "bias_init": nnx.initializers.zeros_init(),
         }
         patch_dim = 3 * c.patch_size**2
-        self.patch_embed = layers.linear(
-            patch_dim, c.dim, kernel_init=nnx.initializers.xavier_uniform(), **init
+        self.patch_embed = linear(
+            patch_dim, c.dim, rngs=rngs, dtype=dtype, kernel_init=xavier["kernel_init"]
         )
         self.cls_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, 1, c.dim)))
         self.mask_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, 1, c.dim)))
         self.positions = nnx.Param(jnp.asarray(sincos_positions(c.grid, c.dim)))
 
-        def attention():
-            return layers.MSSA(c.dim, c.heads, c.head_dim, **xavier, **init)
+        def attention() -> MSSA:
+            return MSSA(c.dim, c.heads, c.head_dim, rngs=rngs, **xavier)
 
-        def ista():
-            return layers.ISTA(c.dim, step_size=c.step_size, lambd=c.lambd, **init)
+        def layer() -> Layer:
+            return Layer(
+                attention(),
+                ISTA(c.dim, step_size=c.step_size, lambd=c.lambd, rngs=rngs, dtype=dtype),
+                dim=c.dim,
+                epsilon=c.epsilon,
+                skip=False,
+                rngs=rngs,
+            )
 
-        norms = {"dim": c.dim, "epsilon": c.epsilon, "rngs": rngs}
-        self.layers = nnx.List(
-            [layers.Layer(attention(), ista(), skip=False, **norms) for _ in range(c.depth)]
-        )
-        self.norm = layers.layer_norm(c.dim, c.norm_epsilon, rngs)
-        self.decoder = nnx.List(
-            [layers.DecoderLayer(attention(), dtype=dtype, **norms) for _ in range(c.decoder_depth)]
-        )
-        self.decoder_norm = layers.layer_norm(c.dim, c.norm_epsilon, rngs)
-        self.decoder_head = layers.linear(c.dim, patch_dim, **xavier, **init)
+        def decoder_layer() -> DecoderLayer:
+            return DecoderLayer(attention(), dim=c.dim, epsilon=c.epsilon, rngs=rngs, dtype=dtype)
+
+        self.layers = nnx.List([layer() for _ in range(c.depth)])
+        self.norm = layer_norm(c.dim, c.norm_epsilon, rngs)
+        self.decoder = nnx.List([decoder_layer() for _ in range(c.decoder_depth)])
+        self.decoder_norm = layer_norm(c.dim, c.norm_epsilon, rngs)
+        self.decoder_head = linear(c.dim, patch_dim, rngs=rngs, **xavier)
 
     def __call__(
         self,
-        images: jax.Array,
-        capture: bool | int | tuple[int, ...] = False,
+        images: Float[ArrayLike, "b h w 3"],
+        capture: Capture = False,
         *,
-        mask_noise: jax.Array | None = None,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        mask_noise: Float[ArrayLike, "b n"] | None = None,
+    ) -> tuple[Float[Array, "b ..."], dict[str, Array]]:
         """Reconstruct masked patches, or, without noise, look at the unmasked encoder.
 
         Args:
@@ -119,49 +171,51 @@ class CrateMAE(Transformer):
         if mask_noise is None:
             return super().__call__(images, capture)
         images, mask_noise = jnp.asarray(images), jnp.asarray(mask_noise)
-        layers.patch_grid(images, self.config.patch_size)  # raises where it does not fit
-        patches = layers.patchify(images, self.config.patch_size)
+        patch_grid(images, self.config.patch_size)  # raises where it does not fit
+        patches = patchify(images, self.config.patch_size)
         if mask_noise.shape != patches.shape[:2]:
             raise ValueError(
                 f"mask_noise: expected one number for each patch, shape {patches.shape[:2]}, got "
                 f"{mask_noise.shape}"
             )
         mask = self.mask(mask_noise)
-        z, out = layers.run_layers(self.layers, self.tokens(images, mask), capture, self.remat)
+        z, out = run_layers(self.layers, self.tokens(images, mask), capture, self.remat)
         out["features"] = self.pool(z).astype(jnp.float32)
         pred = self.reconstruct(self.norm(z))
         error = jnp.mean((pred - patches) ** 2, axis=-1)
         out["mask"], out["loss"] = mask, jnp.sum(error * mask) / jnp.sum(mask)
         return pred, out
 
-    def mask(self, noise: jax.Array) -> jax.Array:
+    def mask(self, noise: Float[Array, "b n"]) -> Float[Array, "b n"]:
         """Noise f32[b, n] -> f32[b, n]: 0 for the patches of smallest noise, 1 for hidden ones."""
         kept = int(noise.shape[1] * (1 - self.config.mask_ratio))
         rank = jnp.argsort(jnp.argsort(noise, axis=1), axis=1)
         return (rank >= kept).astype(jnp.float32)
 
-    def tokens(self, images: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    def tokens(
+        self, images: Float[Array, "b h w 3"], mask: Float[Array, "b n"] | None = None
+    ) -> Tokens:
         """[b, h, w, 3] -> [b, 1+n, d] before layer 1, with the mask token where mask is 1."""
-        grid = layers.patch_grid(images, self.config.patch_size)
+        grid = patch_grid(images, self.config.patch_size)
         x = self.embed(images)
         if mask is not None:
             x = jnp.where(mask[..., None] > 0, self.mask_token[...].astype(x.dtype), x)
         return self.with_positions(x, grid)
 
-    def embed(self, images: jax.Array) -> jax.Array:
+    def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
         """[b, h, w, 3] -> patch tokens [b, n, d]."""
-        return self.patch_embed(layers.patchify(images, self.config.patch_size))
+        return self.patch_embed(patchify(images, self.config.patch_size))
 
-    def pool(self, z: jax.Array) -> jax.Array:
+    def pool(self, z: Tokens) -> Float[Array, "b d"]:
         """LN(z)[CLS], or the mean of LN(z) over all tokens."""
         z = self.norm(z)
         return z[:, 0] if self.config.pool == "cls" else jnp.mean(z, axis=1, dtype=jnp.float32)
 
-    def classify(self, features: jax.Array) -> jax.Array:
+    def classify(self, features: Float[Array, "b d"]) -> Float[Array, "b classes"]:
         """Features, unchanged: there is no head."""
         return features
 
-    def reconstruct(self, z: jax.Array) -> jax.Array:
+    def reconstruct(self, z: Tokens) -> Float[Array, "b n pixels"]:
         """Encoder output [b, 1+n, d], normalised -> patches f32[b, n, 3 p^2]."""
-        z, _ = layers.run_layers(self.decoder, z.astype(self.dtype), False, self.remat)
+        z, _ = run_layers(self.decoder, z.astype(self.dtype), False, self.remat)
         return self.decoder_head(self.decoder_norm(z))[:, 1:].astype(jnp.float32)

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 Rule = Literal["size", "dino", "notebook"]
 RULES: tuple[str, ...] = get_args(Rule)
@@ -19,7 +20,7 @@ _KEYS_A = -0.75
 
 
 @functools.lru_cache(maxsize=64)
-def bicubic_matrix(source: int, target: int, step: float) -> np.ndarray:
+def bicubic_matrix(source: int, target: int, step: float) -> Float[np.ndarray, "target source"]:
     """The f32[target, source] matrix of one axis of bicubic interpolation.
 
     Output i reads the source at x = (i + 1/2) step - 1/2, with the four neighbours floor(x) - 1 ..
@@ -40,11 +41,11 @@ def bicubic_matrix(source: int, target: int, step: float) -> np.ndarray:
 
 
 def resize_positions(
-    positions: jax.Array,
+    positions: Float[Array, "1 tokens d"],
     source: tuple[int, int],
     target: tuple[int, int],
     rule: Rule = "size",
-) -> jax.Array:
+) -> Float[Array, "1 target_tokens d"]:
     """Position embeddings f32[1, 1+n, d] of one grid, resampled to another, [CLS] kept as it is.
 
     Args:
@@ -78,7 +79,7 @@ def resize_positions(
     return jnp.concatenate([cls, patches.astype(positions.dtype)], axis=1)
 
 
-def sincos_positions(grid: tuple[int, int], dim: int) -> np.ndarray:
+def sincos_positions(grid: tuple[int, int], dim: int) -> Float[np.ndarray, "1 tokens {dim}"]:
     """The fixed sine-cosine positions of MAE, f32[1, 1 + rows * columns, dim], zero for [CLS].
 
     Channels are four quarters: sin and cos of the column index, then sin and cos of the row index,

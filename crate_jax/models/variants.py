@@ -5,21 +5,19 @@
 
 import dataclasses
 import types
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Unpack
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from crate_jax.models import layers
-from crate_jax.models.base import ImageModelConfig, Transformer
+from crate_jax.models.base import Computation, ImageModelConfig, Transformer
 from crate_jax.models.crate import Crate, CrateConfig
 from crate_jax.models.crate_alpha import CrateAlpha, CrateAlphaConfig
 from crate_jax.models.crate_mae import CrateMAE, CrateMAEConfig
 from crate_jax.models.vit import ViT, ViTConfig
 
-FAMILIES: dict[str, tuple[type[ImageModelConfig], type[nnx.Module]]] = {
+FAMILIES: dict[str, tuple[type[ImageModelConfig], Callable[..., Transformer]]] = {
     "crate": (CrateConfig, Crate),
     "crate_alpha": (CrateAlphaConfig, CrateAlpha),
     "crate_mae": (CrateMAEConfig, CrateMAE),
@@ -87,7 +85,7 @@ def _table() -> dict[str, ImageModelConfig]:
                 dim=dim, heads=heads, depth=depth, patch_size=patch
             )
     # For tests: seconds on a CPU.
-    tiny = {"image_size": 32, "patch_size": 8, "dim": 24, "heads": 3, "depth": 2}
+    tiny: dict[str, Any] = {"image_size": 32, "patch_size": 8, "dim": 24, "heads": 3, "depth": 2}
     table["crate-testing"] = CrateConfig(**tiny, classes=10)
     table["crate-alpha-testing"] = CrateAlphaConfig(**tiny, classes=10)
     table["crate-mae-testing"] = CrateMAEConfig(**tiny, decoder_depth=2)
@@ -123,22 +121,17 @@ def from_dict(values: Mapping[str, Any]) -> ImageModelConfig:
 
 
 def build(
-    config: ImageModelConfig,
-    key: jax.Array | int = 0,
-    *,
-    dtype: layers.Dtype = jnp.float32,
-    remat: str = "none",
+    config: ImageModelConfig, key: jax.Array | int = 0, **computation: Unpack[Computation]
 ) -> Transformer:
     """A network with freshly drawn weights.
 
     Args:
         config: one of `VARIANTS`, or any other instance of a family's config.
         key: the PRNG key or seed that the weights are drawn from.
-        dtype: of the computation; parameters, norms and softmax stay float32.
-        remat: what the backward pass recomputes, one of `layers.REMAT_POLICIES`.
+        **computation: `dtype` (float32) and `remat` ("none"), see `base.Computation`.
     """
     model = FAMILIES[config.family][1]
-    return model(config, rngs=nnx.Rngs(params=key), dtype=dtype, remat=remat)
+    return model(config, rngs=nnx.Rngs(params=key), **computation)
 
 
 class _OneKey:
@@ -148,12 +141,10 @@ class _OneKey:
         return jax.random.key(0)
 
 
-def abstract(
-    config: ImageModelConfig, *, dtype: layers.Dtype = jnp.float32, remat: str = "none"
-) -> Transformer:
+def abstract(config: ImageModelConfig, **computation: Unpack[Computation]) -> Transformer:
     """The network with shapes in place of weights: `base.split` it, `base.merge` with weights."""
     model = FAMILIES[config.family][1]
-    return nnx.eval_shape(lambda: model(config, rngs=_OneKey(), dtype=dtype, remat=remat))
+    return nnx.eval_shape(lambda: model(config, rngs=_OneKey(), **computation))
 
 
 def count_parameters(config: ImageModelConfig) -> int:

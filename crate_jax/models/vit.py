@@ -7,14 +7,17 @@ control.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
-from crate_jax.models import layers
-from crate_jax.models.base import ImageModelConfig, Transformer
+from crate_jax.models.base import Computation, ImageModelConfig, Transformer
+from crate_jax.models.layers import Heads, Layer, Tokens, attend, layer_norm
+from crate_jax.models.linear import LinearOptions, linear
+from crate_jax.models.patches import patchify
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,8 +29,63 @@ class ViTConfig(ImageModelConfig):
     mlp_ratio: float = 4.0
     epsilon: float = 1e-6
 
+    def __post_init__(self):
+        super().__post_init__()
+        self.expect_finite("mlp_ratio", least=1 / self.dim)  # at least one hidden unit
 
-class ViT(Transformer):
+
+class MHSA(nnx.Module):
+    """Multi-head self-attention with separate query, key and value maps (ViT).
+
+    As an ablation inside CRATE it has no bias in the three maps (`qkv_bias=False`), so that tying
+    them is the only difference from MSSA.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        head_dim: int,
+        *,
+        rngs: nnx.Rngs,
+        qkv_bias: bool,
+        **options: Unpack[LinearOptions],
+    ):
+        self.heads, self.head_dim = heads, head_dim
+        width = heads * head_dim
+        self.qkv = linear(dim, 3 * width, rngs=rngs, bias=qkv_bias, **options)
+        self.output = linear(width, dim, rngs=rngs, **options)
+
+    def __call__(self, x: Tokens) -> tuple[Tokens, Heads, Heads]:
+        """x [b, tokens, d], normalised -> (update [b, tokens, d], query, key)."""
+        width = self.heads * self.head_dim
+        split = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, self.head_dim)
+        query, key, value = jnp.moveaxis(split, 2, 0)
+        update = attend(query, key, value).reshape(*x.shape[:2], width)
+        return self.output(update), query, key
+
+
+class MLP(nnx.Module):
+    """Linear, erf GELU, Linear: the ViT's second operator, four times as wide inside."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        rngs: nnx.Rngs,
+        ratio: float = 4,
+        **options: Unpack[LinearOptions],
+    ):
+        hidden = int(dim * ratio)
+        self.expand = linear(dim, hidden, rngs=rngs, **options)
+        self.contract = linear(hidden, dim, rngs=rngs, **options)
+
+    def __call__(self, x: Tokens) -> Tokens:
+        """x [b, tokens, d] -> [b, tokens, d]."""
+        return self.contract(jax.nn.gelu(self.expand(x), approximate=False))
+
+
+class ViT(Transformer[ViTConfig]):
     """Patch embedding, [CLS] and positions, MHSA and MLP layers with skips, LN, Linear.
 
     With `pool="cls"` features are LN(z)[CLS]; with `pool="mean"` they are LN(mean of the patch
@@ -35,57 +93,43 @@ class ViT(Transformer):
     +-2, a hundred deviations), biases from zero.
     """
 
-    def __init__(
-        self,
-        config: ViTConfig,
-        *,
-        rngs: nnx.Rngs,
-        dtype: layers.Dtype = jnp.float32,
-        remat: str = "none",
-    ):
-        super().__init__(config, dtype=dtype, remat=remat)
+    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs, **computation: Unpack[Computation]):
+        super().__init__(config, **computation)
         c = config
         normal = jax.nn.initializers.truncated_normal(0.02, lower=-100, upper=100)
-        init = {
-            "rngs": rngs,
-            "dtype": dtype,
+        init: LinearOptions = {
+            "dtype": self.dtype,
             "kernel_init": normal,
             "bias_init": nnx.initializers.zeros_init(),
         }
-        self.patch_embed = layers.linear(
+        self.patch_embed = linear(
             3 * c.patch_size**2,
             c.dim,
             rngs=rngs,
-            dtype=dtype,  # a Conv2d keeps torch's default
+            dtype=self.dtype,  # a Conv2d keeps torch's default
         )
         self.cls_token = nnx.Param(normal(rngs.params(), (1, 1, c.dim)))
         self.positions = nnx.Param(normal(rngs.params(), (1, 1 + c.patches, c.dim)))
-        self.layers = nnx.List(
-            [
-                layers.Layer(
-                    layers.MHSA(c.dim, c.heads, c.head_dim, qkv_bias=True, **init),
-                    layers.MLP(c.dim, ratio=c.mlp_ratio, **init),
-                    dim=c.dim,
-                    epsilon=c.epsilon,
-                    skip=True,
-                    rngs=rngs,
-                )
-                for _ in range(c.depth)
-            ]
-        )
-        self.norm = layers.layer_norm(c.dim, c.epsilon, rngs)
-        self.head = layers.linear(c.dim, c.classes, **init) if c.classes else None
+        self.layers = nnx.List([self._layer(rngs, init) for _ in range(c.depth)])
+        self.norm = layer_norm(c.dim, c.epsilon, rngs)
+        self.head = linear(c.dim, c.classes, rngs=rngs, **init) if c.classes else None
 
-    def embed(self, images: jax.Array) -> jax.Array:
+    def _layer(self, rngs: nnx.Rngs, init: LinearOptions) -> Layer:
+        c = self.config
+        attention = MHSA(c.dim, c.heads, c.head_dim, rngs=rngs, qkv_bias=True, **init)
+        operator = MLP(c.dim, rngs=rngs, ratio=c.mlp_ratio, **init)
+        return Layer(attention, operator, dim=c.dim, epsilon=c.epsilon, skip=True, rngs=rngs)
+
+    def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
         """[b, h, w, 3] -> patch tokens [b, n, d]."""
-        return self.patch_embed(layers.patchify(images, self.config.patch_size))
+        return self.patch_embed(patchify(images, self.config.patch_size))
 
-    def pool(self, z: jax.Array) -> jax.Array:
+    def pool(self, z: Tokens) -> Float[Array, "b d"]:
         """LN(z)[CLS], or LN of the mean over the patch tokens."""
         if self.config.pool == "cls":
             return self.norm(z[:, 0])
         return self.norm(jnp.mean(z[:, 1:], axis=1, dtype=jnp.float32))
 
-    def classify(self, features: jax.Array) -> jax.Array:
+    def classify(self, features: Float[Array, "b d"]) -> Float[Array, "b classes"]:
         """Features [b, d] -> logits [b, classes]."""
         return features if self.head is None else self.head(features)

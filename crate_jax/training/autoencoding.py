@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from crate_jax.models import base, layers
+from crate_jax.models import base
+from crate_jax.models.patches import patchify, unpatchify
 
 _MASK_SEED = 0
 
@@ -27,7 +28,7 @@ def reconstruct(
     model: nnx.Module, images: jax.Array, indices: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
     """(pred f32[b, n, 3 p^2], out, the patches f32[b, n, 3 p^2]), by noise of (index) alone."""
-    patches = layers.patchify(images, model.config.patch_size)
+    patches = patchify(images, model.config.patch_size)
     key = jax.random.key(_MASK_SEED)
     noise = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), patches.shape[1:2]))
     pred, out = model(images, mask_noise=noise(indices))
@@ -55,9 +56,9 @@ def pictures(
         pred, out, patches = reconstruct(model, model.preprocess(images), indices)
         hidden = out["mask"][..., None] > 0
         grid = images.shape[1] // c.patch_size, images.shape[2] // c.patch_size
-        completed = layers.unpatchify(jnp.where(hidden, pred, patches), grid, c.patch_size)
+        completed = unpatchify(jnp.where(hidden, pred, patches), grid, c.patch_size)
         completed = 255 * (completed * jnp.array(c.std) + jnp.array(c.mean))
-        hidden = layers.unpatchify(jnp.broadcast_to(hidden, patches.shape), grid, c.patch_size)
+        hidden = unpatchify(jnp.broadcast_to(hidden, patches.shape), grid, c.patch_size)
         seen = jnp.where(hidden, 128, images)
         return tuple(jnp.clip(jnp.round(x), 0, 255).astype(jnp.uint8) for x in (seen, completed))
 

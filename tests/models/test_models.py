@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crate_jax.models import base, layers, variants
+from crate_jax.models import base, layers, patches, variants
 
 TESTING = ("crate-testing", "crate-alpha-testing", "crate-mae-testing", "vit-testing")
 
@@ -54,15 +54,15 @@ def test_captured_layers_are_the_ones_asked_for(run):
     _, picked = run(model, images(), capture=(-1, 0))
     for key in ("query", "key", "tokens"):
         np.testing.assert_allclose(picked[key], every[key][::-1], rtol=1e-5, atol=1e-5)
-    assert layers.captured_layers(-1, 12) == (11,)
-    assert layers.captured_layers((10, 11), 12) == (10, 11)
-    assert layers.captured_layers(True, 3) == (0, 1, 2)
-    assert layers.captured_layers(False, 3) == layers.captured_layers(None, 3) == ()
-    assert layers.captured_layers(np.True_, 3) == (0, 1, 2)
-    assert layers.captured_layers(np.array([0, -1]), 3) == (0, 2)
+    assert base.captured_layers(-1, 12) == (11,)
+    assert base.captured_layers((10, 11), 12) == (10, 11)
+    assert base.captured_layers(True, 3) == (0, 1, 2)
+    assert base.captured_layers(False, 3) == base.captured_layers(None, 3) == ()
+    assert base.captured_layers(np.True_, 3) == (0, 1, 2)
+    assert base.captured_layers(np.array([0, -1]), 3) == (0, 2)
     for wrong in ("all", 1.5, (True,)):
         with pytest.raises(ValueError, match="expected True, False, a layer's index"):
-            layers.captured_layers(wrong, 3)
+            base.captured_layers(wrong, 3)
 
 
 def test_query_is_key_for_mssa_only():
@@ -127,6 +127,24 @@ def test_crate_equals_plain_numpy(heads, run, error):
         jax.tree.map(lambda a: np.asarray(a, np.float64), params), np.asarray(x[0], float), heads
     )
     assert error(out["tokens"][:, 0], plain) < 1e-5
+
+
+def test_alpha_with_one_full_width_head_may_have_the_output_map(run, error):
+    """The authors' JAX class has it, their PyTorch class does not; both are networks of ours."""
+    without = variants.config("crate-alpha-testing", heads=1, depth=1)
+    assert "output" not in base.split(built(without))[1]["layers"][0]["attention"]
+    model = built(dataclasses.replace(without, full_width_output=True))
+    _, params = base.split(model)
+    attention = params["layers"][0]["attention"]
+    assert {name: set(tensors) for name, tensors in attention.items()} == {
+        "subspace": {"kernel"},
+        "output": {"kernel"},
+    }
+    x = np.asarray(jax.random.normal(jax.random.key(0), (1, 5, 24)), np.float64)
+    w = x[0] @ np.asarray(attention["subspace"]["kernel"], np.float64)
+    scores = np.exp(w @ w.T / np.sqrt(24))
+    expected = scores / scores.sum(1, keepdims=True) @ w @ np.asarray(attention["output"]["kernel"])
+    assert error(model.layers[0].attention(jnp.asarray(x, jnp.float32))[0][0], expected) < 1e-5
 
 
 @pytest.mark.parametrize("name", TESTING)
@@ -255,12 +273,6 @@ def test_faults_of_calls_are_named(shape, capture, message):
         model(jnp.zeros(shape), capture=capture)
 
 
-@pytest.mark.parametrize("field", ["patch_size", "dim", "depth", "heads"])
-def test_sizes_are_at_least_one(field):
-    with pytest.raises(ValueError, match=f"{field}: expected at least 1, got 0"):
-        variants.config("crate-testing", **{field: 0})
-
-
 def test_mae_faults_and_mask(run):
     model = tiny("crate-mae-testing")
     with pytest.raises(ValueError, match="expected one number for each patch"):
@@ -275,7 +287,7 @@ def test_mae_faults_and_mask(run):
         np.array([np.flatnonzero(m == 0) for m in out["mask"]]),
     )
     # Hidden pixels cannot be seen: the prediction does not change with them.
-    patches = layers.patchify(images(24, 40), 8)
-    np.testing.assert_array_equal(layers.unpatchify(patches, (3, 5), 8), images(24, 40))
-    hidden = layers.unpatchify(patches * (1 - out["mask"][..., None]), (3, 5), 8)
+    pixels = patches.patchify(images(24, 40), 8)
+    np.testing.assert_array_equal(patches.unpatchify(pixels, (3, 5), 8), images(24, 40))
+    hidden = patches.unpatchify(pixels * (1 - out["mask"][..., None]), (3, 5), 8)
     np.testing.assert_allclose(run(model, hidden, mask_noise=noise)[0], pred, rtol=1e-5, atol=1e-5)

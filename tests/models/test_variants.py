@@ -107,8 +107,43 @@ def test_overrides():
 
 
 @pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        *(("crate-testing", field) for field in ("patch_size", "dim", "depth", "heads")),
+        *(("crate-testing", field) for field in ("head_dim", "head_hidden")),
+        ("crate-alpha-testing", "overcomplete"),
+        ("crate-mae-testing", "decoder_depth"),
+    ],
+)
+@pytest.mark.parametrize("value", [0, -1, 1.5])
+def test_sizes_are_at_least_one(name, field, value):
+    with pytest.raises(ValueError, match=f"{field}: expected a whole number of at least 1, got "):
+        variants.config(name, **{field: value})
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        *(("crate-testing", field) for field in ("step_size", "lambd", "epsilon")),
+        *(("crate-alpha-testing", field) for field in ("step_size", "lambd", "head_epsilon")),
+        *(("crate-mae-testing", field) for field in ("step_size", "lambd", "norm_epsilon")),
+        ("vit-testing", "mlp_ratio"),
+    ],
+)
+def test_numbers_are_finite_and_in_range(name, field, value):
+    with pytest.raises(ValueError, match=f"{field}: expected a finite number .*, got {value}"):
+        variants.config(name, **{field: value})
+
+
+@pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
+        ("vit-testing", {"mlp_ratio": 0}, "mlp_ratio: expected a finite number of at least 0.04"),
+        ("crate-testing", {"epsilon": 0}, "epsilon: expected a finite number above 0, got 0"),
+        ("crate-testing", {"std": (1, 0, 1)}, "std: expected a finite number above 0, got 0.0"),
+        ("crate-testing", {"mean": (0, 0, float("nan"))}, "mean: expected a finite number"),
+        ("crate-testing", {"classes": -1}, "classes: expected a whole number of at least 0"),
         ("crate-b12", {}, "expected one of crate-t16"),
         ("crate-b16", {"depht": 3}, "unknown model fields depht"),
         ("crate-b16", {"heads": 7}, "expected a divisor of dim 768, got 7"),
