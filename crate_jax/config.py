@@ -154,6 +154,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "mixup": _AT_LEAST_0,
     "cutmix": _AT_LEAST_0,
     "mixup_switch": _SHARE,
+    "data.max_megapixels": (lambda x: x > 0, "above 0"),
     "optimizer.learning_rate": _AT_LEAST_0,
     "optimizer.b1": _BELOW_1,
     "optimizer.b2": _BELOW_1,

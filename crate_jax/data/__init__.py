@@ -56,6 +56,7 @@ def default_config() -> dict[str, Any]:
         "val_split": "",  # "": the first there is of validation, val, test
         # folder and tfds
         "on_corrupt": "error",  # error: stop at an image that cannot be decoded; skip: list it
+        "max_megapixels": 179.0,  # a larger image counts as one that cannot be decoded
         "crop": "random",  # training: random (Inception crop), centre, or none (one size already)
         "crop_scale": (0.08, 1.0),  # area of the random crop, as a fraction of the image's
         "fast_jpeg": True,  # random crops: decoded faster, off by about 1.4 of 255 levels
@@ -111,6 +112,7 @@ def source(config: Mapping[str, Any], split: str) -> "Source":
             split,
             val_fraction=config["val_fraction"],
             on_corrupt=config["on_corrupt"],
+            max_megapixels=config["max_megapixels"],
         )
     if name == "tfds":
         from crate_jax.data import tfds
@@ -121,6 +123,7 @@ def source(config: Mapping[str, Any], split: str) -> "Source":
             data_dir=config["data_dir"],
             tfds_split=config["train_split" if split == "train" else "val_split"],
             on_corrupt=config["on_corrupt"],
+            max_megapixels=config["max_megapixels"],
         )
     near = difflib.get_close_matches(str(name), NAMES, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -40,6 +40,7 @@ class Folder:
         by a fixed shuffle of the sorted names. Must be 0 where the two folders exist.
       on_corrupt: "error" stops at an image that cannot be decoded, naming it; "skip" puts the next
         readable one in its place when training and leaves it out when evaluating, counts and logs.
+      max_megapixels: a larger image counts as one that cannot be decoded.
 
     Raises:
       ValueError: a folder that is missing, empty or mixed up; says what was expected and found.
@@ -48,7 +49,13 @@ class Folder:
     has_masks = False
 
     def __init__(
-        self, root: str, split: str, *, val_fraction: float = 0.0, on_corrupt: str = "error"
+        self,
+        root: str,
+        split: str,
+        *,
+        val_fraction: float = 0.0,
+        on_corrupt: str = "error",
+        max_megapixels: float = decode.MAX_MEGAPIXELS,
     ):
         if split not in ("train", *_VAL_NAMES):
             raise ValueError(f"split must be 'train' or 'val', got {split!r}.")
@@ -62,6 +69,7 @@ class Folder:
                 "config.data.root: expected a folder of images, got nothing; set "
                 f"--config.data.root=ROOT.\n{layout}"
             )
+        self.max_megapixels = max_megapixels
         self.root, self.on_corrupt = os.path.abspath(os.path.expanduser(root)), on_corrupt
         self.split = "train" if split == "train" else "val"
         self._folder, held_out = self._find_split(val_fraction)
@@ -93,7 +101,7 @@ class Folder:
         """The example `index` with its image as a `decode.Encoded`."""
         path = self.path(index)
         try:
-            image = decode.read(path)
+            image = decode.read(path, self.max_megapixels)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{path} has vanished since the folder was listed. Put it back, or start again to "

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from crate_jax.data.decode import Encoded
+from crate_jax.data.decode import MAX_MEGAPIXELS, Encoded
 
 _VAL_SPLITS = ("validation", "val", "test")
 
@@ -24,7 +24,7 @@ class TfdsSource:
       data_dir: where the datasets lie; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets.
       tfds_split: the split in TFDS's terms, slices included ("train[:90%]"); "": "train", or for
         val the first there is of validation, val and test.
-      on_corrupt: "error" or "skip", as in `folders.Folder`.
+      on_corrupt, max_megapixels: as of `folders.Folder`.
 
     Raises:
       ValueError: nothing prepared there, or not as array_record, or without image and label, or no
@@ -41,12 +41,14 @@ class TfdsSource:
         data_dir: str = "",
         tfds_split: str = "",
         on_corrupt: str = "error",
+        max_megapixels: float = MAX_MEGAPIXELS,
     ):
         if split not in ("train", "val", "test"):
             raise ValueError(f"split must be 'train' or 'val', got {split!r}.")
         if on_corrupt not in ("error", "skip"):
             raise ValueError(f"on_corrupt must be 'error' or 'skip', got {on_corrupt!r}.")
         self.dataset, self.on_corrupt = dataset, on_corrupt
+        self.max_megapixels = max_megapixels
         self.folder = _find(dataset, data_dir)
         import tensorflow_datasets as tfds  # a second of import that only its users pay
 
@@ -84,7 +86,7 @@ class TfdsSource:
             raise IndexError(f"example {index} of {len(self)}")
         record = self._records[index]
         return {
-            "image": Encoded(bytes(record["image"]), self.path(index)),
+            "image": Encoded(bytes(record["image"]), self.path(index), self.max_megapixels),
             "label": np.int32(record["label"]),
             "index": np.int64(index),
         }

@@ -156,7 +156,7 @@ class SceneInstances:
 
 def _read(path: os.PathLike) -> np.ndarray:
     try:
-        return images.read(path).pixels
+        return images.read(path, upright=False).pixels  # as the annotators saw it
     except images.UnreadableImage as error:
         raise Unusable(f"unreadable: {error}") from error
     except OSError as error:

@@ -165,6 +165,27 @@ def test_a_truncated_jpeg_can_be_skipped_and_is_listed(root):
     assert list(batch["index"][~batch["valid"]]) == [7]
 
 
+def test_what_is_no_image_file_is_skipped_and_listed(root):
+    odd = [os.path.join(root, "train", "ant", name) for name in ("10.JPEG", "11.JPEG", "12.JPEG")]
+    os.mkfifo(odd[0])
+    os.symlink("/dev/zero", odd[1])
+    with open(odd[2], "wb") as file:
+        file.write(jpeg(0))
+        file.truncate(20 * 10**9)
+    source = Folder(root, "train", on_corrupt="skip")
+    with train_iterator(
+        source, batch_size=len(source), seed=0, transform=TrainTransform(16)
+    ) as iterator:
+        next(iterator)
+        assert sorted(source.path(i) for i in iterator.skipped) == odd
+
+
+def test_limit_in_megapixels_is_an_option(root):
+    config = data.default_config() | {"name": "folder", "root": root, "max_megapixels": 0.0004}
+    with pytest.raises(CorruptImage, match=r"20 x 24 pixels, more than max_megapixels=0.0004"):
+        data.source(config, "val")[0]
+
+
 def test_a_vanished_file_is_named(root):
     source = Folder(root, "train", on_corrupt="skip")  # a missing file is not a corrupt one
     os.remove(source.path(3))

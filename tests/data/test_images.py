@@ -1,8 +1,7 @@
 """Anyone's image files."""
 
-import io
+import os
 import pathlib
-import zlib
 
 import numpy as np
 import pytest
@@ -93,15 +92,47 @@ def test_other_refusals(tmp_path):
         images.read(tmp_path / "nothing.png")
 
 
-def test_decompression_bomb_is_refused_before_it_is_decoded(tmp_path):
-    buffer = io.BytesIO()
-    Image.new("L", (1, 1)).save(buffer, "PNG")
-    header = bytearray(buffer.getvalue())
-    header[16:24] = (60_000).to_bytes(4, "big") * 2
-    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
-    (tmp_path / "bomb.png").write_bytes(header)
-    with pytest.raises(images.UnreadableImage, match="pixels"):
-        images.read(tmp_path / "bomb.png")
+def test_limits_and_kinds_are_checked_before_decoding(tmp_path):
+    file = saved(tmp_path, "large.png", Image.fromarray(PIXELS))
+    with pytest.raises(images.UnreadableImage, match="30 x 20 pixels, more than max_megapixels"):
+        images.read(file, max_megapixels=0.0005)
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(images.UnreadableImage, match="a named pipe"):
+        images.read(tmp_path / "pipe.png")
+
+
+def test_damaged_png_is_not_handed_on_to_another_decoder(tmp_path):
+    file = saved(tmp_path, "a.png", Image.fromarray(PIXELS))
+    data = bytearray(file.read_bytes())
+    data[data.index(b"IDAT") + 30] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(images.UnreadableImage, match="checksum"):
+        images.read(file)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_stored_frame(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = saved(tmp_path, "a.png", Image.fromarray(PIXELS), exif=exif)
+    picture = images.read(file, upright=False)
+    assert picture.size == (20, 30)
+    np.testing.assert_array_equal(picture.pixels, PIXELS)
+
+
+def test_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    saved(tmp_path, "a.png", Image.fromarray(PIXELS))
+    scandir = os.scandir
+
+    def refusing(path):
+        if os.fspath(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(ValueError, match=r"got Permission denied for .*closed"):
+        images.find(tmp_path)
 
 
 def test_large_jpeg_is_decoded_reduced(tmp_path, monkeypatch):

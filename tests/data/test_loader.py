@@ -44,7 +44,7 @@ class Damaged(Numbers):
 
     def __getitem__(self, index):
         if index in (5, 6, 20):
-            raise CorruptImage(f"Cannot decode image{index}")
+            raise CorruptImage(f"image{index}", "a damaged one")
         return super().__getitem__(index)
 
 
