@@ -58,7 +58,10 @@ def _parser() -> argparse.ArgumentParser:
         help="do the I-th of N shares, I >= 1",
     )
     add(
-        "--annotations", metavar="JSON", help="a COCO annotation file: take the images' ids from it"
+        "--annotations",
+        metavar="JSON",
+        help="a COCO annotation file: take the images' ids from it, and read them in the frame "
+        "that they are stored in, not turned by an orientation",
     )
     group = parser.add_argument_group("attention")
     group.add_argument("--rule", choices=("mass", "area"), default="mass", help="default mass")

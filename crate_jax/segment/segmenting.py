@@ -231,7 +231,8 @@ class _Run:
     def _read(self, name: str) -> "_Loaded | _Failure":
         try:
             at_least = (_AT_LEAST * self.size[0], _AT_LEAST * self.size[1])
-            picture = images.read(self.folder / name, at_least)
+            upright = self.options.annotations is None  # else in the frame that these are in
+            picture = images.read(self.folder / name, at_least, upright=upright)
         except images.UnreadableImage as error:
             return _Failure("unreadable", str(error))
         except OSError as error:
@@ -292,7 +293,8 @@ class _Run:
         if "npz" in self.options.save:
             files[path("maps", name, ".npz")] = npz_bytes(found.arrays)
         if "png" in self.options.save:
-            full = images.read(self.folder / name).pixels
+            upright = self.options.annotations is None
+            full = images.read(self.folder / name, upright=upright).pixels
             files[path("overlays", name, ".png")] = _png(found.draw(full))
             del full
         if self.options.heads_montage and found.draw_heads:

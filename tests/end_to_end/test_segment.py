@@ -274,8 +274,10 @@ def test_other_settings_are_refused_with_the_difference(
 def test_ids_from_an_annotation_file(checkpoint, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
+    turned = Image.Exif()
+    turned[0x0112] = 6  # annotations are in the frame that is stored
     for name in ("000000000139.png", "000000000285.png"):
-        Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(images / name)
+        Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(images / name, exif=turned)
     annotations = tmp_path / "instances.json"
     known = [{"id": int(p.stem), "file_name": p.name} for p in images.iterdir()]
     annotations.write_text(json.dumps({"images": known}))
@@ -283,6 +285,7 @@ def test_ids_from_an_annotation_file(checkpoint, tmp_path):
     assert run(checkpoint, images, tmp_path / "out", "maskcut", extra, "--save=coco") == 0
     found = json.loads((tmp_path / "out" / "coco.json").read_text())
     assert [image["id"] for image in found["images"]] == [139, 285]
+    assert {(image["height"], image["width"]) for image in found["images"]} == {(20, 30)}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("coco.json", "index.html", "failures.jsonl", "summary.json", "settings.json"),
         *("records", "previews"),
