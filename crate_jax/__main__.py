@@ -21,7 +21,7 @@ from crate_jax import command_line
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the commands; returns the exit status."""
-    names = {f"python -m crate_jax.{c}": command_line.summary(c) for c in command_line.COMMANDS}
+    names = {f"python -m crate_jax.{c}": text for c, text in command_line.COMMANDS.items()}
     width = max(map(len, names))
     listed = "\n".join(f"  {name:{width}}  {text}" for name, text in names.items())
     parser = command_line.parser("python -m crate_jax", __doc__, f"commands:\n{listed}")

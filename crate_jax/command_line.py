@@ -5,7 +5,6 @@ that the shell completes it. Nothing here imports JAX.
 """
 
 import argparse
-import ast
 import contextlib
 import io
 import logging
@@ -21,13 +20,22 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from crate_jax import checks
 from crate_jax._version import __version__
+from crate_jax.checks import Key
 
-# The commands that users call, in the order in which they meet them.
-COMMANDS = (
-    *("doctor", "main", "keys", "segment", "score", "probe"),
-    *("convert", "data.prepare"),
-)
+# The commands that users call, in the order in which they meet them, with what each does.
+COMMANDS = {
+    "doctor": "Look at this machine and this installation, and say what to mend.",
+    "main": "Train, or evaluate what was trained.",
+    "keys": "List every config key with its default and its meaning.",
+    "segment": "Segment images with what a network attends to.",
+    "score": "Score what a network's attention and masks find on PASCAL VOC, COCO or composed "
+    "scenes.",
+    "probe": "How good frozen features are: a linear probe and k nearest neighbours.",
+    "convert": "Convert a checkpoint, or say what one is.",
+    "data.prepare": "Prepare class folders for training.",
+}
 CHECKPOINT = "PATH"
 CONFIG = "FILE.py[:ARGUMENT]"
 _SUFFIXES = {
@@ -37,7 +45,6 @@ _SUFFIXES = {
     "DIR_OR_FILE": (),
     "JSON": ("json",),
 }
-_PATH_KEYS = ("init_from", "data.root", "data.data_dir")
 
 
 def parser(
@@ -187,14 +194,24 @@ _CONFIG_KEYS = """\
 Flags of the libraries beneath (logging, debugging): --helpfull."""
 
 
-def answer(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+def answer(
+    parser: argparse.ArgumentParser, argv: list[str], config_keys: Callable[[str], Iterable[Key]]
+) -> None:
     """Ends the process where --help, --version or completions are asked for.
 
-    For commands whose flags absl parses; `argv` without the command itself.
+    For commands whose flags absl parses.
+
+    Args:
+        parser: of these flags.
+        argv: without the command itself.
+        config_keys: the keys of the config that begin with a text.
     """
     if "_ARGCOMPLETE" in os.environ:
-        for name in _config_keys(os.environ.get("COMP_LINE", "")):
-            _add_config_key(parser, name)
+        words = os.environ.get("COMP_LINE", "").split()
+        # Only where one is being typed: there are a hundred.
+        for typed in [word for word in words[-1:] if word.startswith("--config.")]:
+            for key in config_keys(typed.removeprefix("--config.").partition("=")[0]):
+                _add_config_key(parser, key)
         complete(parser)
     for argument in argv:
         if argument in ("-h", "-help", "--help"):
@@ -205,22 +222,12 @@ def answer(parser: argparse.ArgumentParser, argv: list[str]) -> None:
             sys.exit(0)
 
 
-def _config_keys(line: str) -> list[str]:
-    """Names of all config keys where one of them is being typed; else none, there are a hundred."""
-    if not any(word.startswith("--config.") for word in line.split()):
-        return []
-    from crate_jax import keys
-
-    return [key.name for key in keys.known()]
-
-
-def _add_config_key(parser: argparse.ArgumentParser, name: str) -> None:
-    from crate_jax import keys
-
-    key = next(key for key in keys.known() if key.name == name)
-    choices = ("True", "False") if key.default in ("True", "False") else None
-    metavar = "DIR_OR_FILE" if name in _PATH_KEYS else None
-    parser.add_argument(f"--config.{name}", choices=choices, metavar=metavar, help=key.meaning)
+def _add_config_key(parser: argparse.ArgumentParser, key: Key) -> None:
+    choices = ("True", "False") if key.check is checks.TRUTH else key.check.choices
+    metavar = "DIR_OR_FILE" if key.check is checks.PATH else None
+    parser.add_argument(
+        f"--config.{key.name}", choices=choices or None, metavar=metavar, help=key.meaning
+    )
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
@@ -320,13 +327,6 @@ def check_config(argv: Iterable[str]) -> None:
                 f"--config: expected a file FILE.py or FILE.py:ARGUMENT, found none at {path!r}; "
                 f"the package has {known}"
             )
-
-
-def summary(command: str) -> str:
-    """The first line of a command's docstring, without importing it."""
-    path = pathlib.Path(__file__).parent.joinpath(*command.split("."))
-    path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
-    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).splitlines()[0]
 
 
 def shell_code() -> str:

@@ -1,85 +1,40 @@
-"""The configuration: every key with its meaning, and the checks that come before any work.
+"""The configuration of a run, made from the table of keys, and its checks before any work.
 
 A config file's `get_config(arg)` starts from `default()`, sets values, and returns the ConfigDict.
-`resolve` checks names and types against `default()`, so a misspelt key is an error that names the
-nearest one, whether it was misspelt in a file or on the command line.
+`resolve` checks names and values against the table (`keys.KEYS`), so a misspelt key is an error
+that names the nearest one, whether it was misspelt in a file or on the command line.
 """
 
 import dataclasses
 import difflib
 import importlib.util
-import math
 import pathlib
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from crate_jax import command_line, data
+from crate_jax import checks, command_line, keys
 from crate_jax.models import variants
 from crate_jax.models.base import ImageModelConfig
 
 
 def default() -> ml_collections.ConfigDict:
-    """A ConfigDict with every key of a run; `model` is CRATE-B/16, `data` is `scenes`.
+    """A ConfigDict with every key of `keys.KEYS`; `model` is CRATE-B/16, `data` is `scenes`.
 
     A duration is a number of steps (500 or "500 steps"), "5 epochs" or "48000 examples".
     """
     c = ml_collections.ConfigDict(type_safe=False)
-    c.seed = 0
-    c.steps = placeholder(int)  # length of the run; exactly one of steps and epochs
-    c.epochs = placeholder(float)
-    c.batch_size = 256  # over all devices and processes
-    c.accumulate = 1  # parts that a batch is computed in, one after the other
-    c.dtype = "float32"  # of the computation: float32 or bfloat16; parameters stay float32
-    c.remat = "none"  # what the backward pass recomputes: none, dots (not matrix products), full
-    c.fsdp = 1  # devices that parameters and optimizer state are split over
-    c.label_smoothing = 0.0
-    c.mixup = 0.0  # alpha of its Beta distribution; 0: off
-    c.cutmix = 0.0  # likewise
-    c.mixup_switch = 0.5  # where both are on, the probability that a batch gets cutmix
-    c.init_from = ""  # fine-tuning: a run's directory or a checkpoint file, taken without its head
-    c.log_every = "50 steps"  # this and the next two are durations
-    c.evaluate_every = "1 epochs"  # 0: at the end only, which is always evaluated and saved
-    c.checkpoint_every = "1 epochs"  # likewise
-    c.keep_checkpoints = 3  # the newest so many
-    c.keep_every = "0 steps"  # besides these, every multiple of this duration; 0: none
-    c.tensorboard = True
-    c.wandb = ""  # project on Weights & Biases to which figures go too (extra: wandb)
-    c.profile_steps = 0  # steps after the tenth to trace into profile/, for TensorBoard; 0: none
-    c.report = True  # write report/index.html at the end
-    c.dry_run = False  # check everything, compile, print what would happen, stop
     c.model = model("crate-b16")
-    c.data = ml_collections.ConfigDict(data.default_config())
-
-    c.optimizer = ml_collections.ConfigDict(type_safe=False)
-    c.optimizer.name = "adamw"  # adamw or lion
-    c.optimizer.learning_rate = 1e-3  # peak
-    c.optimizer.b1 = 0.9
-    c.optimizer.b2 = 0.999
-    c.optimizer.weight_decay = 0.05  # decoupled, times the learning rate
-    c.optimizer.decay_mask = "all"  # all parameters, or only those called kernel
-    c.optimizer.clip_norm = 0.0  # of the global gradient; 0: no clipping
-    c.optimizer.schedule = "cosine"  # cosine or constant
-    c.optimizer.warmup = "0 steps"  # duration
-    c.optimizer.end_factor = 0.0  # cosine ends at this part of the peak
-
-    # When each evaluator runs: a duration, "" for evaluate_every, 0 for the end only, or "never".
-    c.evals = ml_collections.ConfigDict(type_safe=False)
-    c.evals.validation = ""  # loss, top-1, top-5
-    c.evals.emergence = ""  # [CLS] attention against masks; coding rate and sparsity of the layers
-    c.evals.knn = "never"  # nearest neighbours of frozen features
-    c.evals.probe = "never"  # linear probe of frozen features
-    c.evals.maskcut = "never"  # average precision of MaskCut's masks, where the data has masks
-
-    c.evaluation = ml_collections.ConfigDict(type_safe=False)
-    c.evaluation.batch_size = 256
-    c.evaluation.cls_iou = True  # score [CLS] attention where the data has masks
-    c.evaluation.capture_images = 2000  # held-out images on which the layers are measured; 0: none
-    c.evaluation.keep = 0.6  # of mass or area, by which the rules threshold a map
-    c.evaluation.report_images = 12  # held-out images shown in the report
+    for key in keys.KEYS:
+        section = c
+        *sections, name = key.name.split(".")
+        for part in sections:
+            if part not in section:
+                section[part] = ml_collections.ConfigDict(type_safe=False)
+            section = section[part]
+        section[name] = placeholder(key.check.kind) if key.default is None else key.default
     return c
 
 
@@ -127,134 +82,62 @@ def model_section(network: ImageModelConfig) -> ml_collections.ConfigDict:
     return section
 
 
-# Keys that a resumed run may change: they alter no number that is trained or reported.
-MAY_CHANGE = (
-    "dry_run",
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "keep_every",
-    "tensorboard",
-    "wandb",
-    "profile_steps",
-    "report",
-    "data.workers",
-    "fsdp",
-    "remat",
-)
-
-_AT_LEAST_0 = lambda x: 0 <= x < math.inf, "at least 0"  # what is not a number never is
-_SHARE = lambda x: 0 <= x <= 1, "0 to 1"
-_BELOW_1 = lambda x: 0 <= x < 1, "at least 0 and below 1"
-# Numbers that nothing else checks before they are used, which may be hours into a run or never.
-_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "seed": (lambda x: 0 <= x < 2**63, "0 to 2^63 - 1"),
-    "accumulate": (lambda x: x >= 1, "at least 1"),
-    "label_smoothing": _BELOW_1,
-    "mixup": _AT_LEAST_0,
-    "cutmix": _AT_LEAST_0,
-    "mixup_switch": _SHARE,
-    "data.max_megapixels": (lambda x: x > 0, "above 0"),
-    "optimizer.learning_rate": _AT_LEAST_0,
-    "optimizer.b1": _BELOW_1,
-    "optimizer.b2": _BELOW_1,
-    "optimizer.weight_decay": _AT_LEAST_0,
-    "optimizer.clip_norm": _AT_LEAST_0,
-    "optimizer.end_factor": _SHARE,
-    "evaluation.capture_images": _AT_LEAST_0,
-    "evaluation.keep": _SHARE,
-    "evaluation.report_images": _AT_LEAST_0,
-}
-
-
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A checked, frozen copy.
 
     Raises:
-        ValueError: lists every unknown or missing key (with the nearest known one) and every value
-            of a wrong type, or every number out of its range.
+        ValueError: lists every unknown or missing key (with the nearest known one), every wrong
+            value, and what does not fit together.
     """
     config = config.copy_and_resolve_references()
-    reference = default()
     family = config.get("model", {}).get("family", "crate")
     choices("model.family", family, tuple(variants.FAMILIES))
-    reference.model = model(next(n for n, v in variants.VARIANTS.items() if v.family == family))
-    problems = list(_problems(config, reference))
-    if problems:
+    if problems := list(_problems(config, family)):
         raise ValueError("config: " + "; ".join(problems))
     if (config.steps is None) == (config.epochs is None):
         raise ValueError(
             "config: expected exactly one of steps and epochs, got "
             f"steps={config.steps}, epochs={config.epochs}"
         )
-    choices("dtype", config.dtype, ("float32", "bfloat16"))
-    flat = flatten(config)
-    outside = [
-        f"{key}: expected {text}, got {flat[key]!r}"
-        for key, (holds, text) in _RANGES.items()
-        if not holds(flat[key])
-    ]
-    if outside:
-        raise ValueError("config: " + "; ".join(outside))
+    try:
+        variants.from_dict(config.model.to_dict())
+    except ValueError as error:
+        raise ValueError(f"config: model.{error}") from error
     return ml_collections.FrozenConfigDict(config)
 
 
-def _problems(config: Any, reference: Any, prefix: str = "") -> Iterator[str]:
-    known = list(reference.keys())
-    for key in config:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f", did you mean {prefix}{near[0]}?" if near else f" (known: {', '.join(known)})"
-            yield f"unknown key {prefix}{key}{hint}"
-    for key in known:
-        if key not in config:
-            yield f"missing key {prefix}{key}"
-            continue
-        got, expected = config[key], reference[key]
-        if isinstance(expected, ml_collections.ConfigDict):
-            if not isinstance(got, ml_collections.ConfigDict):
-                yield f"{prefix}{key}: expected a section with keys, got {got!r}"
-            else:
-                yield from _problems(got, expected, f"{prefix}{key}.")
-        elif message := (
-            _period_problem(got)
-            if prefix == "evals."
-            else _type_problem(key, got, expected, reference.get_type(key))
-        ):
-            yield f"{prefix}{key}: {message}"
+def _problems(config: ml_collections.ConfigDict, family: str) -> Iterator[str]:
+    expected = {key.name: key.check for key in (*keys.KEYS, *keys.of_model(family))}
+    sections = {name.rpartition(".")[0] for name in expected} | {"data"}
+    values = dict(_nodes(config))
+    for name, value in values.items():
+        if name in sections and not hasattr(value, "items"):
+            yield f"{name}: expected a section with keys, got {value!r}"
+        elif name not in expected and name not in sections:
+            yield f"unknown key {name}{_nearest_key(name, expected)}"
+        elif name in expected and (problem := expected[name].problem(value)):
+            yield f"{name}: {problem}"
+    wrong = [name for name in sections if not hasattr(values.get(name, {}), "items")]
+    for name in expected:
+        if name not in values and not name.startswith(tuple(f"{section}." for section in wrong)):
+            yield f"missing key {name}"
 
 
-def _type_problem(key: str, got: Any, expected: Any, kind: type) -> str | None:
-    if expected is None and got is None:
-        return None
-    if isinstance(expected, str) and _DURATION.fullmatch(expected):
-        try:
-            duration(got, 1, 1)
-        except ValueError as error:
-            return str(error)
-        return None
-    if kind is float and isinstance(got, int) and not isinstance(got, bool):
-        return None
-    if kind in (tuple, list) and isinstance(got, tuple | list):
-        return None
-    if key == "image_size" and isinstance(got, int):
-        return None
-    if not isinstance(got, kind) or (kind is int and isinstance(got, bool)):
-        return f"expected {kind.__name__}, got {got!r}"
-    return None
+def _nodes(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every section and every value, by dotted name."""
+    for key, value in config.items():
+        yield prefix + key, value
+        if hasattr(value, "items"):
+            yield from _nodes(value, f"{prefix}{key}.")
 
 
-def _period_problem(got: Any) -> str | None:
-    if got in ("", "never"):
-        return None
-    try:
-        duration(got, 1, 1)
-    except ValueError as error:
-        return f'{error}; or "" for evaluate_every, or "never"'
-    return None
-
-
-_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|examples?)?\s*")
+def _nearest_key(name: str, known: Iterable[str]) -> str:
+    section, _, last = name.rpartition(".")
+    siblings = [key for key in known if key.rpartition(".")[0] == section]
+    near = difflib.get_close_matches(last, [key.rpartition(".")[2] for key in siblings], 1, 0.5)
+    if near:
+        return f", did you mean {name.removesuffix(last)}{near[0]}?"
+    return f" (known: {', '.join(siblings)})"
 
 
 def duration(value: int | str, batch_size: int, examples: int) -> int:
@@ -267,13 +150,10 @@ def duration(value: int | str, batch_size: int, examples: int) -> int:
         batch_size: examples a step.
         examples: examples an epoch.
     """
-    match = _DURATION.fullmatch(str(value))
-    if isinstance(value, bool) or match is None:
-        raise ValueError(
-            'expected a duration such as 500, "500 steps", "5 epochs" or "48000 examples", '
-            f"got {value!r}"
-        )
-    amount, unit = float(match[1]), (match[2] or "steps").rstrip("s")
+    parsed = checks.parse_duration(value)
+    if parsed is None:
+        raise ValueError(checks.DURATION.problem(value))
+    amount, unit = parsed
     steps = {
         "step": amount,
         "epoch": amount * examples / batch_size,
@@ -323,9 +203,7 @@ def durations(config: ml_collections.ConfigDict, examples: int) -> Durations:
 def choices(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     """Raises ValueError unless the value is one of those allowed; names the nearest."""
     if value not in allowed:
-        near = difflib.get_close_matches(str(value), allowed, n=1)
-        hint = f", did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}{hint}")
+        raise ValueError(f"{name}: {checks.one_of(*allowed).problem(value)}")
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -340,15 +218,9 @@ def plain(config: Any) -> dict[str, Any]:
     }
 
 
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(config: Any) -> dict[str, Any]:
     """{"optimizer.name": "lion", ...}."""
-    flat = {}
-    for key, value in config.items():
-        if hasattr(value, "items"):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+    return {name: value for name, value in _nodes(config) if not hasattr(value, "items")}
 
 
 def differences(old: Any, new: Any) -> list[str]:
@@ -358,7 +230,7 @@ def differences(old: Any, new: Any) -> list[str]:
     return [
         f"{key}: {old.get(key, absent)!r} -> {new.get(key, absent)!r}"
         for key in sorted(set(old) | set(new))
-        if old.get(key, absent) != new.get(key, absent) and key not in MAY_CHANGE
+        if old.get(key, absent) != new.get(key, absent) and key not in keys.FREE
     ]
 
 

@@ -9,122 +9,307 @@ in configs/ sets many of them; what a run really has is printed by --config.dry_
 to its config.json. Keys below `model` depend on the family, which is named in brackets.
 """
 
-import ast
+import collections
 import dataclasses
 import functools
-import io
-import pathlib
 import sys
-import tokenize
-from collections.abc import Iterator
 
-_ROOM = pathlib.Path(__file__).parent
+from crate_jax import checks, command_line
+from crate_jax.checks import (
+    DURATION,
+    PATH,
+    PERIOD,
+    TEXT,
+    TRUTH,
+    Key,
+    number,
+    one_of,
+    optional,
+    pair,
+    whole,
+)
+
+SIDE = whole(1, 8192)  # px; ten times what anybody trains on, and still held in memory
+SHARE = number(0, 1)
+BELOW_1 = number(0, below=1)
+
+# Every key of a run but those of its model, which are the fields of the family's config.
+KEYS = (
+    Key("seed", 0, "of everything random", whole(0, 2**63 - 1)),
+    Key("steps", None, "length of the run; exactly one of steps and epochs", optional(whole(1))),
+    Key("epochs", None, "likewise, in passes over the data", optional(number(above=0))),
+    Key("batch_size", 256, "over all devices and processes", whole(1)),
+    Key("accumulate", 1, "parts that a batch is computed in, one after the other", whole(1)),
+    Key(
+        "dtype",
+        "float32",
+        "of the computation: float32 or bfloat16; parameters stay float32",
+        one_of("float32", "bfloat16"),
+    ),
+    Key(
+        "remat",
+        "none",
+        "what the backward pass recomputes: none, dots (not matrix products), full",
+        one_of("none", "full", "dots"),
+        free=True,
+    ),
+    Key(
+        "fsdp",
+        1,
+        "devices that parameters and optimizer state are split over",
+        whole(1),
+        free=True,
+    ),
+    Key("label_smoothing", 0.0, "", BELOW_1),
+    Key("mixup", 0.0, "alpha of its Beta distribution; 0: off", number(0)),
+    Key("cutmix", 0.0, "likewise", number(0)),
+    Key("mixup_switch", 0.5, "where both are on, the probability that a batch gets cutmix", SHARE),
+    Key(
+        "init_from",
+        "",
+        "fine-tuning: a run's directory or a checkpoint file, taken without its head",
+        PATH,
+    ),
+    Key("log_every", "50 steps", "duration", DURATION, free=True),
+    Key(
+        "evaluate_every",
+        "1 epochs",
+        "duration; 0: at the end only, which is always evaluated and saved",
+        DURATION,
+    ),
+    Key("checkpoint_every", "1 epochs", "likewise", DURATION, free=True),
+    Key("keep_checkpoints", 3, "the newest so many", whole(1), free=True),
+    Key(
+        "keep_every",
+        "0 steps",
+        "besides these, every multiple of this duration; 0: none",
+        DURATION,
+        free=True,
+    ),
+    Key("tensorboard", True, "", TRUTH, free=True),
+    Key(
+        "wandb",
+        "",
+        "project on Weights & Biases to which metrics go too (extra: wandb)",
+        TEXT,
+        free=True,
+    ),
+    Key(
+        "profile_steps",
+        0,
+        "steps after the tenth to trace into profile/, for TensorBoard; 0: none",
+        whole(0),
+        free=True,
+    ),
+    Key("report", True, "write report/index.html at the end", TRUTH, free=True),
+    Key(
+        "dry_run",
+        False,
+        "check everything, compile, print what would happen, stop",
+        TRUTH,
+        free=True,
+    ),
+    Key(
+        "data.name",
+        "scenes",
+        "scenes (embedded), folder (class folders) or tfds (array_record)",
+        one_of("scenes", "folder", "tfds"),
+    ),
+    Key("data.image_size", 32, "px, side of the square images that the model gets", SIDE),
+    Key(
+        "data.workers",
+        0,
+        "processes that read and decode; 0: a thread of the training process",
+        whole(0, 1024),
+        free=True,
+    ),
+    Key("data.root", "", "folder: holds train/CLASS/* and val/CLASS/*, or CLASS/*", PATH),
+    Key(
+        "data.val_fraction",
+        0.0,
+        "folder: of every class, held out where there is no val folder",
+        BELOW_1,
+    ),
+    Key("data.dataset", "", "tfds: its name, such as imagenet2012 or name/config:1.0.0", TEXT),
+    Key(
+        "data.data_dir",
+        "",
+        'where TFDS keeps datasets; "": $TFDS_DATA_DIR or ~/tensorflow_datasets',
+        PATH,
+    ),
+    Key("data.train_split", "", 'in TFDS\'s terms, such as train[:90%]; "": train', TEXT),
+    Key("data.val_split", "", 'likewise; "": the first there is of validation, val, test', TEXT),
+    Key(
+        "data.on_corrupt",
+        "error",
+        "error: stop at an image that cannot be decoded; skip: list it",
+        one_of("error", "skip"),
+    ),
+    Key(
+        "data.max_megapixels",
+        179.0,
+        "a larger image counts as one that cannot be decoded",
+        number(above=0),
+    ),
+    Key(
+        "data.crop",
+        "random",
+        "training: random (Inception crop), centre, or none (one size already)",
+        one_of("random", "centre", "none"),
+    ),
+    Key(
+        "data.crop_scale",
+        (0.08, 1.0),
+        "area of the random crop, as a fraction of the image's",
+        pair(number(above=0, most=1)),
+    ),
+    Key(
+        "data.fast_jpeg",
+        True,
+        "random crops: decoded faster, off by about 1.4 of 255 levels",
+        TRUTH,
+    ),
+    Key(
+        "data.resize",
+        None,
+        "px, short side before a centre crop; None: 256/224 of image_size",
+        optional(SIDE),
+    ),
+    Key(
+        "data.resampling",
+        "bilinear",
+        "of that resize in evaluation: bilinear, bicubic, lanczos",
+        one_of("bilinear", "bicubic", "lanczos"),
+    ),
+    Key("data.flip", True, "mirror half of the images", TRUTH),
+    Key("data.randaugment_layers", 0, "operations in a row; 0: none", whole(0, 100)),
+    Key("data.randaugment_magnitude", 9.0, "0 to 10", number(0, 10)),
+    Key("data.scenes.train_length", 10_000, "scenes in an epoch", whole(1, 2**31 - 1)),
+    Key("data.scenes.val_length", 2_000, "held-out scenes", whole(1, 2**31 - 1)),
+    Key(
+        "data.scenes.seed",
+        0,
+        "of the composition; another seed is another dataset of the same garments",
+        whole(0, 2**63 - 1),
+    ),
+    Key("data.scenes.objects", (1, 1), "least and most garments", pair(whole(1, 10))),
+    Key(
+        "data.scenes.scale",
+        (0.5, 0.75),
+        "side of a garment's frame, as a fraction of the image's",
+        pair(number(above=0, most=1)),
+    ),
+    Key(
+        "data.scenes.place",
+        (0.0, 1.0),
+        "position in the free room; (0.5, 0.5) is the centre",
+        pair(SHARE),
+    ),
+    Key("data.scenes.saturation", (0.0, 0.8), "of a garment's tint", pair(SHARE)),
+    Key("data.scenes.brightness", (0.6, 1.0), "of a garment's tint", pair(number(0.05, 1))),
+    Key(
+        "data.scenes.zoom",
+        (1.0, 6.0),
+        "photograph pixels per image pixel in the background",
+        pair(number(1, 64)),
+    ),
+    Key("data.scenes.contrast", (0.4, 1.0), "of the background's texture", pair(SHARE)),
+    Key(
+        "data.scenes.distractors",
+        (0, 0),
+        "least and most pieces of other photographs",
+        pair(whole(0, 16)),
+    ),
+    Key("optimizer.name", "adamw", "adamw or lion", one_of("adamw", "lion")),
+    Key("optimizer.learning_rate", 1e-3, "peak", number(0)),
+    Key("optimizer.b1", 0.9, "", BELOW_1),
+    Key("optimizer.b2", 0.999, "", BELOW_1),
+    Key("optimizer.weight_decay", 0.05, "decoupled, times the learning rate", number(0)),
+    Key(
+        "optimizer.decay_mask",
+        "all",
+        "all parameters, or only those called kernel",
+        one_of("all", "kernel"),
+    ),
+    Key("optimizer.clip_norm", 0.0, "of the global gradient; 0: no clipping", number(0)),
+    Key("optimizer.schedule", "cosine", "cosine or constant", one_of("cosine", "constant")),
+    Key("optimizer.warmup", "0 steps", "duration", DURATION),
+    Key("optimizer.end_factor", 0.0, "cosine ends at this part of the peak", SHARE),
+    Key("evals.validation", "", "period of: loss, top-1 and top-5 of held-out images", PERIOD),
+    Key("evals.emergence", "", "[CLS] attention against masks; each layer's measures", PERIOD),
+    Key("evals.knn", "never", "nearest neighbours of frozen features", PERIOD),
+    Key("evals.probe", "never", "linear probe of frozen features", PERIOD),
+    Key("evals.maskcut", "never", "average precision of MaskCut, where the data has masks", PERIOD),
+    Key("evaluation.batch_size", 256, "over all devices and processes", whole(1)),
+    Key("evaluation.cls_iou", True, "score [CLS] attention where the data has masks", TRUTH),
+    Key(
+        "evaluation.capture_images",
+        2000,
+        "held-out images on which the layers are measured; 0: none",
+        whole(0),
+    ),
+    Key("evaluation.keep", 0.6, "of mass or area, by which the rules threshold a map", SHARE),
+    Key("evaluation.report_images", 12, "held-out images shown in the report", whole(0)),
+)
+BY_NAME = {key.name: key for key in KEYS}
+FREE = frozenset(key.name for key in KEYS if key.free)
 
 
-@dataclasses.dataclass(frozen=True)
-class Key:
-    """A config key: its dotted name, its default as the source has it, and what it means."""
+def of_model(family: str) -> list[Key]:
+    """The fields of a family's config; one of the named sizes sets them."""
+    from crate_jax.models import variants  # JAX: only where they are asked for
 
-    name: str
-    default: str
-    meaning: str
-
-
-@functools.cache
-def known() -> tuple[Key, ...]:
-    """Every key of `config.default()`, and the model keys of every family.
-
-    They are read off the source without running it: that takes no import of JAX, so that the shell
-    can ask for it at every press of the tab key, and the source is where the meanings are.
-    """
-    found = [*_of_default(), *_of_data()]
-    by_name = {}
-    for key in (*found, *_of_models()):
-        by_name.setdefault(key.name, key)
-    return tuple(by_name.values())
+    fields = dataclasses.fields(variants.FAMILIES[family][0])
+    return [
+        Key("model.family", "crate", ", ".join(variants.FAMILIES), one_of(*variants.FAMILIES)),
+        *(_of_field(field) for field in fields),
+    ]
 
 
-def _of_default() -> Iterator[Key]:
-    """Assignments `c.optimizer.name = "adamw"  # meaning` of `config.default`."""
-    tree, comments = _read("config.py")
-    for node in ast.walk(_function(tree, "default")):
-        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
-            continue
-        value = ast.unparse(node.value)
-        if value.startswith("placeholder("):
-            value = "None"
-        if "ConfigDict" not in value and not value.startswith("model("):
-            _, _, name = ast.unparse(node.targets[0]).partition(".")
-            yield Key(name, value, comments.get(node.lineno, ""))
+def _of_field(field: dataclasses.Field) -> Key:
+    meaning = field.metadata.get("meaning", "")
+    return Key(f"model.{field.name}", field.default, meaning, checks.like(field.default))
 
 
-def _of_data() -> Iterator[Key]:
-    """The dictionary that `data.default_config` returns."""
-    tree, comments = _read("data/__init__.py")
+def of_models() -> list[Key]:
+    """The model keys of every family, the shared ones first, each once."""
+    from crate_jax.models import variants
 
-    def entries(dictionary: ast.Dict, prefix: str) -> Iterator[Key]:
-        for key, value in zip(dictionary.keys, dictionary.values, strict=True):
-            name = prefix + ast.literal_eval(key)
-            if isinstance(value, ast.Dict):
-                yield from entries(value, f"{name}.")
-            else:
-                yield Key(name, ast.unparse(value), comments.get(key.lineno, ""))
-
-    returned = _function(tree, "default_config").body[-1]
-    yield from entries(returned.value, "data.")
-
-
-def _of_models() -> Iterator[Key]:
-    """The fields of the models' config classes, the shared ones first."""
-    yield Key("model.family", "'crate'", "crate, crate_alpha, crate_mae or vit")
-    for file in ("base", "crate", "crate_alpha", "crate_mae", "vit"):
-        tree, comments = _read(f"models/{file}.py")
-        family = "" if file == "base" else f"[{file}] "
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.ClassDef) or not node.name.endswith("Config"):
-                continue
-            for field in node.body:
-                if isinstance(field, ast.AnnAssign) and "ClassVar" not in ast.unparse(field):
-                    default = ast.unparse(field.value) if field.value else ""
-                    meaning = comments.get(field.lineno, "")
-                    yield Key(f"model.{field.target.id}", default, (family + meaning).strip())
+    by_family = {family: of_model(family) for family in variants.FAMILIES}
+    names = collections.Counter(key.name for keys in by_family.values() for key in keys)
+    found = {}
+    for family, keys in by_family.items():
+        for key in keys:
+            if names[key.name] < len(by_family):
+                key = dataclasses.replace(key, meaning=f"[{family}] {key.meaning}".strip())
+            found.setdefault(key.name, key)
+    return list(found.values())
 
 
-def _read(path: str) -> tuple[ast.Module, dict[int, str]]:
-    """The syntax tree of one of our files, and the comments that stand behind code, by line."""
-    text = (_ROOM / path).read_text(encoding="utf-8")
-    lines = text.splitlines()
-    comments = {
-        token.start[0]: token.string.lstrip("# ")
-        for token in tokenize.generate_tokens(io.StringIO(text).readline)
-        if token.type == tokenize.COMMENT and lines[token.start[0] - 1][: token.start[1]].strip()
-    }
-    return ast.parse(text), comments
-
-
-def _function(tree: ast.Module, name: str) -> ast.FunctionDef:
-    return next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
+def known(prefix: str = "") -> list[Key]:
+    """The keys that begin so."""
+    wanted_models = "model.".startswith(prefix) or prefix.startswith("model.")
+    keys = (*KEYS, *(of_models() if wanted_models else ()))
+    return [key for key in keys if key.name.startswith(prefix)]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the keys that begin with the argument; returns the exit status."""
-    from crate_jax import command_line
-
     parser = command_line.parser("python -m crate_jax.keys", __doc__)
     names = parser.add_argument("prefix", nargs="?", default="", help="of the keys; default: all")
-    names.completer = lambda **_: [key.name for key in known()]
+    names.completer = lambda prefix, **_: [key.name for key in known(prefix)]
     wanted = command_line.parse(parser, argv).prefix
     return command_line.run(functools.partial(_print, wanted))
 
 
-def _print(wanted: str) -> int:
-    chosen = [key for key in known() if key.name.startswith(wanted)]
+def _print(prefix: str) -> int:
+    chosen = known(prefix)
     if not chosen:
-        raise ValueError(f"no config key begins with {wanted!r}")
-    width = max(len(f"{key.name} = {key.default}") for key in chosen)
-    for key in chosen:
-        line = f"{key.name} = {key.default}"
-        print(f"{line:{min(width, 48)}}  {key.meaning}".rstrip())
+        raise ValueError(f"no config key begins with {prefix!r}")
+    lines = [f"{key.name} = {key.default!r}" for key in chosen]
+    width = min(48, max(map(len, lines)))
+    for key, line in zip(chosen, lines, strict=True):
+        print(f"{line:{width}}  {key.meaning}".rstrip())
     return 0
 
 

@@ -20,7 +20,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from crate_jax import allocator, command_line
+from crate_jax import allocator, command_line, keys
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The config, such as configs/imagenet_b.py:model=vit.", lock_config=True
@@ -127,7 +127,7 @@ def run() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     sys.argv[1:] = command_line.with_packaged_configs(sys.argv[1:])
     parser = command_line.of_flags("python -m crate_jax.main", __doc__, _METAVARS)
-    command_line.answer(parser, sys.argv[1:])
+    command_line.answer(parser, sys.argv[1:], keys.known)
     app.run(main, flags_parser=parse_flags)
 
 

@@ -17,7 +17,7 @@ import sys
 
 from absl import app, flags
 
-from crate_jax import command_line
+from crate_jax import command_line, keys
 from crate_jax import main as training
 
 # `--config` is crate_jax.main's.
@@ -58,7 +58,7 @@ def run() -> None:
     """The command line."""
     sys.argv[1:] = command_line.with_packaged_configs(sys.argv[1:])
     parser = command_line.of_flags("python -m crate_jax.probe", __doc__, _METAVARS)
-    command_line.answer(parser, sys.argv[1:])
+    command_line.answer(parser, sys.argv[1:], keys.known)
     required = ("config", "checkpoint")
     app.run(main, flags_parser=functools.partial(training.parse_flags, required=required))
 

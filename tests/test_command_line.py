@@ -1,5 +1,6 @@
 """Every command: --help, --version, and completion as the shells drive it."""
 
+import importlib
 import os
 import pathlib
 import re
@@ -8,7 +9,8 @@ import sys
 
 import pytest
 
-from crate_jax import command_line, keys
+from crate_jax import command_line, config, keys
+from crate_jax.models import variants
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMANDS = [f"crate_jax.{name}" for name in command_line.COMMANDS] + [
@@ -72,7 +74,7 @@ def test_the_package_lists_its_commands():
     listed = run("-m", "crate_jax").stdout
     for name in command_line.COMMANDS:
         assert f"python -m crate_jax.{name} " in listed
-        assert command_line.summary(name) in listed
+        assert command_line.COMMANDS[name] in listed
     runnable = {
         ".".join(path.relative_to(ROOT / "crate_jax").with_suffix("").parts).removesuffix(
             ".__main__"
@@ -211,6 +213,8 @@ TYPED = [
     ("main --mode=", {"train", "eval"}, {"mine.py"}),
     ("main --config=mine.py --config.optimizer.w", {"--config.optimizer.weight_decay"}, set()),
     ("main --config=mine.py --config.dry_run=", {"True", "False"}, {"mine.py"}),
+    ("main --config=mine.py --config.data.crop=", {"random", "centre", "none"}, {"mine.py"}),
+    ("main --config=mine.py --config.model.mask", {"--config.model.mask_ratio"}, set()),
     ("main --num_processes=", set(), {"mine.py"}),
     ("probe --ch", {"--checkpoint"}, set()),
     ("probe --config.data.ro", {"--config.data.root"}, set()),
@@ -275,10 +279,17 @@ def test_bash_completes_after_the_documented_line(folder):
     assert completed.strip() == "maskcut", done.stderr
 
 
-def test_keys_are_those_of_the_configs():
-    from crate_jax import config
-    from crate_jax.models import variants
+@pytest.mark.parametrize("command", command_line.COMMANDS)
+def test_what_a_command_does_is_what_its_docstring_begins_with(command):
+    try:
+        module = importlib.import_module(f"crate_jax.{command}.__main__")
+    except ModuleNotFoundError:
+        module = importlib.import_module(f"crate_jax.{command}")
+    said = command_line.COMMANDS[command].split()
+    assert module.__doc__.split()[: len(said)] == said
 
+
+def test_keys_are_those_of_the_configs():
     expected = {}
     for family in variants.FAMILIES:
         c = config.default()
@@ -288,20 +299,24 @@ def test_keys_are_those_of_the_configs():
     found = {key.name: key for key in keys.known()}
     assert set(found) == set(expected)
     c = config.flatten(config.default())
-    for name in (
-        "batch_size",
-        "optimizer.name",
-        "data.scenes.objects",
-        "evaluation.keep",
-        "epochs",
-    ):
-        assert found[name].default == repr(c[name])
+    assert {key.name: key.default for key in keys.KEYS} == {
+        key.name: c[key.name] for key in keys.KEYS
+    }
     assert "float32 or bfloat16" in found["dtype"].meaning
     assert found["model.mask_ratio"].meaning.startswith("[crate_mae]")
 
 
+@pytest.mark.parametrize("key", keys.KEYS, ids=lambda key: key.name)
+def test_a_default_is_a_value_that_its_check_accepts(key):
+    assert key.check.problem(key.default) is None
+
+
 def test_keys_command(capsys):
     assert keys.main(["optimizer.b"]) == 0
-    assert capsys.readouterr().out == "optimizer.b1 = 0.9\noptimizer.b2 = 0.999\n"
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in printed] == [
+        "optimizer.b1 = 0.9",
+        "optimizer.b2 = 0.999",
+    ]
     assert keys.main(["optimiser"]) == 2
     assert "no config key begins with 'optimiser'" in capsys.readouterr().err

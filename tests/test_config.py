@@ -1,3 +1,4 @@
+import functools
 import importlib.util
 import json
 import pathlib
@@ -39,15 +40,13 @@ def test_imagenet_twins(size):
         module.get_config("modle=vit")
 
 
-def resolved(**changes):
+def resolved(changes=()):
     c = configuration.default()
     c.steps = 10
     with c.unlocked():
-        for key, value in changes.items():
-            if isinstance(value, dict):
-                c[key].update(value)
-            else:
-                c[key] = value
+        for name, value in dict(changes).items():
+            *sections, key = name.split(".")
+            functools.reduce(ml_collections.ConfigDict.__getitem__, sections, c)[key] = value
     return configuration.resolve(c)
 
 
@@ -67,25 +66,50 @@ def test_unknown_keys_name_the_nearest_all_at_once():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": "many"}, "batch_size: expected int, got 'many'"),
-        ({"batch_size": True}, "batch_size: expected int, got True"),
-        ({"label_smoothing": "0.1"}, "label_smoothing: expected float"),
+        ({"batch_size": "many"}, "batch_size: expected a whole number of at least 1, got 'many'"),
+        ({"batch_size": True}, "batch_size: expected a whole number of at least 1, got True"),
+        (
+            {"label_smoothing": "0.1"},
+            "label_smoothing: expected a number of at least 0 and below 1",
+        ),
         ({"log_every": "often"}, 'log_every: expected a duration such as 500, "500 steps"'),
+        (
+            {"evals.knn": "sometimes"},
+            'evals.knn: expected "" (as evaluate_every), "never", or a dur',
+        ),
+        ({"evals.knm": "never"}, "unknown key evals.knm, did you mean evals.knn?"),
         ({"epochs": 3.0}, "exactly one of steps and epochs"),
         ({"steps": None}, "exactly one of steps and epochs"),
-        ({"dtype": "float16"}, "dtype: expected one of float32, bfloat16"),
-        ({"optimizer": 3}, "optimizer: expected a section"),
-        ({"label_smoothing": 1.0}, "label_smoothing: expected at least 0 and below 1, got 1.0"),
-        ({"accumulate": 0}, "accumulate: expected at least 1, got 0"),
-        ({"mixup": float("nan")}, "mixup: expected at least 0, got nan"),
-        ({"seed": -1}, "seed: expected 0 to 2^63 - 1, got -1"),
-        ({"evals": {"knn": "nevr"}}, 'evals.knn: expected a duration such as 500, "500 steps"'),
-        ({"evals": {"knm": "never"}}, "unknown key evals.knm, did you mean evals.knn?"),
+        ({"dtype": "float16"}, "dtype: expected one of float32, bfloat16, got 'float16'"),
+        ({"optimizer.name": "adam"}, "got 'adam', did you mean adamw?"),
+        ({"optimizer": 3}, "optimizer: expected a section with keys, got 3"),
+        ({"data.scenes": None}, "data.scenes: expected a section with keys, got None"),
+        ({"label_smoothing": 1.0}, "label_smoothing: expected a number of at least 0 and below 1"),
+        ({"accumulate": 0}, "accumulate: expected a whole number of at least 1, got 0"),
+        ({"mixup": float("nan")}, "mixup: expected a number of at least 0, got nan"),
+        ({"seed": -1}, "seed: expected a whole number from 0 to 2^63 - 1, got -1"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints: expected a whole number of at least 1, got 0"),
+        ({"profile_steps": -1}, "profile_steps: expected a whole number of at least 0, got -1"),
+        ({"data.resize": 100_000}, "data.resize: expected a whole number from 1 to 8,192, or None"),
+        (
+            {"data.scenes.objects": (1.5, 2)},
+            "expected (low, high), each a whole number from 1 to 10",
+        ),
+        (
+            {"data.scenes.scale": (0.6, 0.5)},
+            "data.scenes.scale: expected (low, high), each a number",
+        ),
+        (
+            {"data.scenes.zoom": ((1, 2), (3, 4))},
+            "data.scenes.zoom: expected (low, high), each a num",
+        ),
+        ({"model.image_size": "big"}, "model.image_size: expected numbers such as"),
+        ({"model.heads": 5}, "config: model.heads: expected a divisor of dim 768, got 5"),
     ],
 )
 def test_wrong_values_are_named(changes, message):
     with pytest.raises(ValueError) as error:
-        resolved(**changes)
+        resolved(changes)
     assert message in str(error.value)
 
 
@@ -96,12 +120,12 @@ def test_numbers_out_of_range_are_named_all_at_once():
     c.evaluation.keep = 60.0  # per cent, which would be said at the first evaluation otherwise
     with pytest.raises(ValueError) as error:
         configuration.resolve(c)
-    assert "optimizer.b1: expected at least 0 and below 1, got 1.5" in str(error.value)
-    assert "evaluation.keep: expected 0 to 1, got 60.0" in str(error.value)
+    assert "optimizer.b1: expected a number of at least 0 and below 1, got 1.5" in str(error.value)
+    assert "evaluation.keep: expected a number from 0 to 1, got 60.0" in str(error.value)
 
 
 def test_numbers_are_accepted_where_they_mean_the_same():
-    c = resolved(label_smoothing=0, log_every=7)
+    c = resolved({"label_smoothing": 0, "log_every": 7})
     assert c.label_smoothing == 0
     assert configuration.durations(c, 1000).log == 7
 
@@ -132,8 +156,8 @@ def test_durations_that_are_none(value):
 
 
 def test_every_evaluator_has_its_period():
-    periods = {"emergence": "2 epochs", "knn": 0, "probe": "30"}
-    c = resolved(evaluate_every="5 steps", batch_size=100, evals=periods)
+    periods = {"evals.emergence": "2 epochs", "evals.knn": 0, "evals.probe": "30"}
+    c = resolved({"evaluate_every": "5 steps", "batch_size": 100} | periods)
     assert configuration.durations(c, 1000).evaluate == {
         "validation": 5,
         "emergence": 20,
@@ -143,7 +167,7 @@ def test_every_evaluator_has_its_period():
 
 
 def test_differences_ignore_what_changes_no_number():
-    old, new = resolved(), resolved(log_every="3 steps", seed=4, label_smoothing=0.2)
+    old, new = resolved(), resolved({"log_every": "3 steps", "seed": 4, "label_smoothing": 0.2})
     saved = json.loads(json.dumps(configuration.plain(old)))
     assert configuration.differences(saved, old) == []
     assert configuration.differences(saved, new) == [

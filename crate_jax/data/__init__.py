@@ -20,7 +20,6 @@ __all__ = [
     "Source",
     "TrainIterator",
     "Transform",
-    "default_config",
     "eval_batches",
     "source",
     "train_iterator",
@@ -40,54 +39,11 @@ def __getattr__(name: str) -> Any:
 NAMES = ("scenes", "folder", "tfds")
 
 
-def default_config() -> dict[str, Any]:
-    """The defaults of `config.data`; every key with its meaning."""
-    return {
-        "name": "scenes",  # scenes (embedded), folder (class folders) or tfds (array_record)
-        "image_size": 32,  # px, side of the square images that the model gets
-        "workers": 0,  # processes that read and decode; 0: a thread of the training process
-        # folder
-        "root": "",  # holds train/CLASS/* and val/CLASS/*, or CLASS/*
-        "val_fraction": 0.0,  # of every class, held out where there is no val folder
-        # tfds
-        "dataset": "",  # TFDS name, such as imagenet2012 or name/config:1.0.0
-        "data_dir": "",  # where TFDS keeps datasets; "": $TFDS_DATA_DIR or ~/tensorflow_datasets
-        "train_split": "",  # in TFDS's terms, such as train[:90%]; "": train
-        "val_split": "",  # "": the first there is of validation, val, test
-        # folder and tfds
-        "on_corrupt": "error",  # error: stop at an image that cannot be decoded; skip: list it
-        "max_megapixels": 179.0,  # a larger image counts as one that cannot be decoded
-        "crop": "random",  # training: random (Inception crop), centre, or none (one size already)
-        "crop_scale": (0.08, 1.0),  # area of the random crop, as a fraction of the image's
-        "fast_jpeg": True,  # random crops: decoded faster, off by about 1.4 of 255 levels
-        "resize": 256,  # px, short side before a centre crop
-        "resampling": "bilinear",  # of that resize in evaluation: bilinear, bicubic, lanczos
-        # training, all datasets
-        "flip": True,  # mirror half of the images
-        "randaugment_layers": 0,  # operations in a row; 0: none
-        "randaugment_magnitude": 9.0,  # 0 to 10
-        # scenes: see scenes.Scenes for the options that have its names
-        "scenes": {
-            "train_length": 10_000,  # scenes in an epoch
-            "val_length": 2_000,
-            "seed": 0,  # of the composition; another seed is another dataset of the same garments
-            "objects": (1, 1),  # least and most garments
-            "scale": (0.5, 0.75),  # side of a garment's frame, as a fraction of the image's
-            "place": (0.0, 1.0),  # position in the free room; (0.5, 0.5) is the centre
-            "saturation": (0.0, 0.8),  # of a garment's tint
-            "brightness": (0.6, 1.0),  # of a garment's tint
-            "zoom": (1.0, 6.0),  # photograph pixels per image pixel in the background
-            "contrast": (0.4, 1.0),  # of the background's texture
-            "distractors": (0, 0),  # least and most pieces of other photographs
-        },
-    }
-
-
 def source(config: Mapping[str, Any], split: str) -> "Source":
     """The dataset that `config.data` describes.
 
     Args:
-      config: the keys of `default_config`.
+      config: `config.data`; its keys are in `crate_jax.keys`.
       split: "train" or "val".
 
     Returns:
@@ -139,17 +95,15 @@ def transform(config: Mapping[str, Any], split: str) -> "Transform | None":
     from crate_jax.data import transforms
 
     composed = config["name"] == "scenes"
+    size = config["image_size"]
+    resize = config["resize"] or round(size * 256 / 224)
     if split != "train":
-        if composed:
-            return None
-        return transforms.EvalTransform(
-            config["image_size"], config["resize"], config["resampling"]
-        )
+        return None if composed else transforms.EvalTransform(size, resize, config["resampling"])
     return transforms.TrainTransform(
-        config["image_size"],
+        size,
         crop="none" if composed else config["crop"],
         scale=tuple(config["crop_scale"]),
-        resize=config["resize"],
+        resize=resize,
         flip=config["flip"],
         randaugment_layers=config["randaugment_layers"],
         randaugment_magnitude=config["randaugment_magnitude"],

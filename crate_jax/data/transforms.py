@@ -66,6 +66,12 @@ class TrainTransform:
             image = resize_centre_crop(image, self.size, self.resize)
         else:
             image = _pixels(image)
+            if image.shape[:2] != (self.size, self.size):
+                raise ValueError(
+                    f"data.crop=none: expected images of {self.size} x {self.size} px, got "
+                    f"{image.shape[0]} x {image.shape[1]} (height x width); set data.crop to "
+                    "random or centre, or data.image_size to theirs"
+                )
         if self.flip and rng.random() < 0.5:
             image = cv2.flip(image, 1)
         if self.randaugment_layers:

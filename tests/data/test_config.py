@@ -1,9 +1,9 @@
 import dataclasses
 
-import ml_collections
 import numpy as np
 import pytest
 
+from crate_jax import config as configuration
 from crate_jax import data
 from crate_jax.data.scenes import Scenes
 from crate_jax.data.transforms import TrainTransform
@@ -24,18 +24,18 @@ class Recorder(dict):
 def test_every_default_is_read():
     read = {"workers"}  # by the training loop
     for name in data.NAMES:
-        config = Recorder(data.default_config() | {"name": name}, read)
+        config = Recorder(configuration.default().data.to_dict() | {"name": name}, read)
         for split in ("train", "val"):
             try:
                 data.source(config, split)
             except ValueError:
                 assert name != "scenes"  # the others have no data to read here
             data.transform(config, split)
-    assert read == set(data.default_config())
+    assert read == set(configuration.default().data.to_dict())
 
 
 def test_the_defaults_of_scenes_are_those_of_the_class():
-    options = data.default_config()["scenes"]
+    options = configuration.default().data.to_dict()["scenes"]
     lengths = {options.pop("train_length"), options.pop("val_length")}
     assert lengths == {len(Scenes("train")), len(Scenes("val"))}
     fields = {field.name: field.default for field in dataclasses.fields(Scenes)}
@@ -44,7 +44,7 @@ def test_the_defaults_of_scenes_are_those_of_the_class():
 
 
 def test_a_config_dict_opens_scenes():
-    config = ml_collections.ConfigDict(data.default_config())
+    config = configuration.default().data
     config.image_size = 64
     config.scenes.scale = [0.3, 0.4]  # as a command line may give it
     config.scenes.val_length = 50
@@ -53,11 +53,11 @@ def test_a_config_dict_opens_scenes():
     assert source[3]["image"].shape == (64, 64, 3)
     assert data.transform(config, "val") is None
     transform = data.transform(config, "train")
-    assert transform == TrainTransform(64, crop="none", fast_jpeg=True)
+    assert transform == TrainTransform(64, crop="none", resize=73, fast_jpeg=True)
     image = source[3]["image"]
     assert transform(image, np.random.default_rng(0)).shape == image.shape
 
 
 def test_an_unknown_name_names_the_nearest():
     with pytest.raises(ValueError, match=r"'folders'\. Did you mean 'folder'"):
-        data.source(data.default_config() | {"name": "folders"}, "train")
+        data.source(configuration.default().data.to_dict() | {"name": "folders"}, "train")

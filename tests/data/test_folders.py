@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from crate_jax import config as configuration
 from crate_jax import data
 from crate_jax.data import eval_batches, train_iterator
 from crate_jax.data.decode import CorruptImage
@@ -207,8 +208,17 @@ def test_options_out_of_range_are_named(root, options, message):
 
 
 def test_config_opens_the_folder(root):
-    config = data.default_config() | {"name": "folder", "root": root, "image_size": 16}
+    config = configuration.default().data.to_dict() | {
+        "name": "folder",
+        "root": root,
+        "image_size": 16,
+    }
     source = data.source(config, "val")
     assert source.class_names == ("ant", "zebra", "Ünïcode name")
     transform = data.transform(config, "val")
     assert transform(source[0]["image"], None).shape == (16, 16, 3)
+    assert transform.resize == 18  # 256/224 of the image size, unless it is set
+    assert data.transform(config | {"resize": 20}, "val").resize == 20
+    uncropped = data.transform(config | {"crop": "none"}, "train")
+    with pytest.raises(ValueError, match=r"crop=none: expected images of 16 x 16 px, got 40 x 48"):
+        uncropped(np.zeros((40, 48, 3), np.uint8), np.random.default_rng(0))
