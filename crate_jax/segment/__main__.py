@@ -91,6 +91,13 @@ def _parser() -> argparse.ArgumentParser:
         help="take no object out: the first component in grey, the next three as colours, "
         "as the paper shows layers 1, 4, 6, 8 and 11",
     )
+    group.add_argument(
+        "--scaling",
+        choices=("image", "all"),
+        default="image",
+        help="minimum and maximum of components over each image, as in the authors' code "
+        "(default), or over all: one threshold and one scale of colours",
+    )
     arguments.add_checkpoint(parser)
     return parser
 

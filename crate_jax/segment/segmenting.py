@@ -50,6 +50,7 @@ class Options:
     head: int | None = None
     heads_montage: bool = False
     flip: bool = False
+    scaling: parts.Scaling = "image"
     keep_background: bool = False
     shard: tuple[int, int] = (1, 1)
     on_error: str = "fail"
@@ -60,7 +61,7 @@ class Options:
         read = {
             "attention": ("rule", "keep", "head", "heads_montage"),
             "maskcut": ("features", "tau", "max_masks", "corrected", "crf"),
-            "parts": ("features", "flip", "keep_background"),
+            "parts": ("features", "flip", "scaling", "keep_background"),
         }[self.method]
         return {"save": list(self.save)} | {name: getattr(self, name) for name in read}
 
@@ -185,7 +186,7 @@ class _Run:
         if self.options.keep_background:
             grey, rgb = parts.layer_components(stacked)
         else:
-            found = parts.parts(stacked, flip=self.options.flip)
+            found = parts.parts(stacked, self.grid, self.options.flip, self.options.scaling)
         for index, name in enumerate(names):
             loaded = self._read(name)
             if isinstance(loaded, _Failure):

@@ -226,11 +226,20 @@ def test_file_that_does_not_tell_its_heads(checkpoint, photographs, tmp_path, ca
 
 
 def test_parts_are_colours_of_all_images_together(whole):
-    arrays = [dict(np.load(path)) for path in sorted(whole["parts"].glob("maps/**/*.npz"))]
+    files = sorted(whole["parts"].glob("maps/**/*.npz"))
+    arrays = [dict(np.load(path)) for path in files]
     assert {a["rgb"].shape for a in arrays} == {(8, 8, 3)}
-    first = np.stack([a["first"] for a in arrays])
-    assert (first.min(), first.max()) == (0, 1)  # scaled over all of them, not one by one
-    assert all((a["foreground"] == (a["first"] > 0.5)).all() for a in arrays)
+    paths = [whole["parts"] / "features" / p.relative_to(whole["parts"] / "maps") for p in files]
+    tokens = np.stack([np.load(path.with_suffix(".npy")) for path in paths]).astype(np.float64)
+    centred = (tokens - tokens.mean((0, 1))).reshape(-1, tokens.shape[-1])
+    score = (centred @ np.linalg.svd(centred, full_matrices=False)[2][0]).reshape(-1, 8, 8)
+    for number, (values, shown) in enumerate(zip(score, arrays, strict=True)):
+        scaled = (values - values.min()) / np.ptp(values)  # over each image, not over all of them
+        sign_is_other = np.abs(scaled - shown["first"]).max() > 1e-4
+        np.testing.assert_allclose(
+            shown["first"], 1 - scaled if sign_is_other else scaled, atol=1e-4, err_msg=str(number)
+        )
+        assert (shown["foreground"] >= (shown["first"] > 0.5)).all()  # and filled holes
 
 
 def test_components_without_background_removal(checkpoint, photographs, tmp_path):

@@ -41,9 +41,9 @@ def test_sign_is_fixed_by_the_largest_loading():
 
 def test_two_stages(features):
     tokens, labels = features
-    result = parts(tokens)
+    result = parts(tokens, (1, 40), scaling="all")
     if not (result.foreground == (labels > 0)).all():  # the arbitrary side
-        result = parts(tokens, flip=True)
+        result = parts(tokens, (1, 40), flip=True, scaling="all")
     np.testing.assert_array_equal(result.foreground, labels > 0)
     assert result.first.min() == 0
     assert result.first.max() == 1
@@ -63,10 +63,67 @@ def test_two_stages(features):
     assert min(np.abs(colours[i] - colours[j]).max() for i, j in ((0, 1), (0, 2), (1, 2))) > 0.3
 
 
-def test_flip_takes_the_other_side(features):
-    one, other = parts(features[0]), parts(features[0], flip=True)
+@pytest.mark.parametrize("scaling", ["image", "all"])
+def test_flip_takes_the_other_side(features, scaling):
+    one, other = (parts(features[0], (1, 40), flip, scaling) for flip in (False, True))
     np.testing.assert_allclose(one.first + other.first, 1, atol=1e-6)
     np.testing.assert_array_equal(one.foreground, ~other.foreground)
+
+
+def on_a_line(*images):
+    """Tokens on one line, so that their position is the first component: f[J, n, 1]."""
+    return np.array(images, float)[..., None]
+
+
+def test_each_image_is_scaled_by_itself():
+    """Closed form: positions on a line; the second image spans a quarter of the first."""
+    tokens = on_a_line([0, 1, 2, 4, 8], [4, 4.5, 5, 5.5, 6])
+    found = parts(tokens, (1, 5))
+    np.testing.assert_allclose(
+        found.first, [[0, 0.125, 0.25, 0.5, 1], [0, 0.25, 0.5, 0.75, 1]], atol=1e-6
+    )
+    np.testing.assert_array_equal(found.foreground, [[0, 0, 0, 0, 1], [0, 0, 0, 1, 1]])
+    # One token of the first image, two of the second: 0 where there is nothing to scale by.
+    np.testing.assert_allclose(found.rgb[found.foreground, 0], [0, 0, 1], atol=1e-6)
+    together = parts(tokens, (1, 5), scaling="all")
+    np.testing.assert_allclose(together.first, tokens[..., 0] / 8, atol=1e-6)
+    np.testing.assert_array_equal(together.foreground, tokens[..., 0] > 4)
+    np.testing.assert_allclose(
+        together.rgb[together.foreground, 0], (np.array([8, 4.5, 5, 5.5, 6]) - 4.5) / 3.5, atol=1e-6
+    )
+
+
+def test_colours_of_each_image_span_the_range(features):
+    found = parts(features[0], (1, 40))
+    for colours, inside in zip(found.rgb, found.foreground, strict=True):
+        np.testing.assert_allclose(colours[inside].min(0), 0, atol=1e-6)
+        np.testing.assert_allclose(colours[inside].max(0), 1, atol=1e-6)
+
+
+def test_holes_are_filled_within_an_image():
+    ring = np.ones((4, 5))
+    ring[1, 2] = ring[0, 0] = ring[2, 4] = 0  # one enclosed, two open to the border
+    filled = ring.copy()
+    filled[1, 2] = 1
+    blank = np.zeros((4, 5))
+    blank[0, 0] = 1
+    # In the middle of three, a hole is not open towards the images before and after it.
+    tokens = on_a_line(blank.ravel(), ring.ravel(), blank.ravel())
+    for scaling in ("image", "all"):
+        found = parts(tokens, (4, 5), scaling=scaling)
+        np.testing.assert_array_equal(
+            found.foreground.reshape(3, 4, 5), np.stack([blank, filled, blank])
+        )
+
+
+def test_a_grid_that_is_not_given_is_a_square():
+    tokens = np.random.default_rng(0).normal(size=(2, 9, 4))
+    np.testing.assert_array_equal(parts(tokens).rgb, parts(tokens, (3, 3)).rgb)
+    for patches, grid in ((8, None), (9, (2, 4))):
+        with pytest.raises(ValueError, match=f"expected rows x columns = {patches} patches"):
+            parts(np.ones((1, patches, 2)), grid)
+    with pytest.raises(ValueError, match="scaling: expected one of image, all, got 'pooled'"):
+        parts(np.ones((1, 9, 2)), scaling="pooled")
 
 
 def test_layer_components(features):
