@@ -3,6 +3,8 @@ import hashlib
 import io
 import json
 import os
+import pathlib
+import re
 import tarfile
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
+from crate_jax import files
 from crate_jax.data import prepare
 from crate_jax.data.folders import Folder
 
@@ -40,15 +43,19 @@ def tar_bytes(files):
     return file.getvalue()
 
 
-def make_archives(folder, extra=None):
-    """Three classes of four training images, six validation images."""
+def make_archives(folder, extra=None, replaced=None, devkit=None):
+    """Three classes of four training images, six validation images.
+
+    `extra` files are added to every class, `replaced` classes' archives are other bytes, and so are
+    `devkit`'s files.
+    """
     os.makedirs(folder)
     classes = {
         f"{wnid}.tar": tar_bytes(
             {f"{wnid}_{k}.JPEG": jpeg(10 * k) for k in range(4)} | (extra or {})
         )
         for wnid in WNIDS
-    }
+    } | (replaced or {})
     write_tar(f"{folder}/ILSVRC2012_img_train.tar", classes)
     val = {f"ILSVRC2012_val_{k:08d}.JPEG": jpeg(k) for k in range(1, 7)}
     write_tar(f"{folder}/ILSVRC2012_img_val.tar", val)
@@ -62,6 +69,7 @@ def make_archives(folder, extra=None):
         f"{name}/meta.mat": meta.getvalue(),
         f"{name}/ILSVRC2012_validation_ground_truth.txt": truth,
     }
+    kit |= {f"{name}/{file}": content for file, content in (devkit or {}).items()}
     write_tar(f"{folder}/ILSVRC2012_devkit_t12.tar.gz", kit, "w:gz")
     with open(f"{folder}/ILSVRC2012_devkit_t12.tar.gz", "rb") as file:
         md5 = hashlib.md5(file.read()).hexdigest()
@@ -163,6 +171,137 @@ def test_names_in_an_archive_are_not_trusted(tmp_path):
     assert not list(tmp_path.rglob("evil*"))
 
 
+def inner(kind="file", size=None):
+    """A class's archive of one member that is no plain, whole, non-empty image of the class."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        member = tarfile.TarInfo(f"{WNIDS[0]}_7.JPEG")
+        member.size = 0 if size is None else size
+        if kind == "link":
+            member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(member, io.BytesIO(b"x" * member.size))
+    return file.getvalue()
+
+
+def sparse():
+    """A kilobyte that GNU tar unpacks to two gigabytes (old GNU format: one piece at the end)."""
+    header = bytearray(inner(size=512))
+    header[156:157] = tarfile.GNUTYPE_SPARSE
+    header[386:410] = b"%011o\0%011o\0" % (2 * 10**9 - 512, 512)
+    header[483:495] = b"%011o\0" % (2 * 10**9)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header[:512])
+    return bytes(header)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"expected one tar for each .*n00000007\.tar"),
+        (tar_bytes({}), r"\(n00000007\.tar\): expected images, got none"),
+        (tar_bytes({f"{WNIDS[0]}_1.JPEG": jpeg(9)})[:700], "expected a whole tar, got a damaged"),
+        (b"no archive " * 100, "expected a whole tar, got a damaged"),
+        (inner("link"), r"unexpected 'n00000007_7\.JPEG'"),
+        (inner(), r"unexpected 'n00000007_7\.JPEG' \(of 0 bytes\)"),
+        (sparse(), r"unexpected 'n00000007_7\.JPEG' \(of 2000000000 bytes\)"),
+        (tar_bytes({"n00000003_1.JPEG": jpeg(9)}), r"unexpected 'n00000003_1\.JPEG'"),
+    ],
+    ids=["nothing", "empty", "truncated", "foreign", "link", "zero", "sparse", "other class"],
+)
+def test_damage_inside_an_archive_is_one_line(tmp_path, capsys, monkeypatch, content, message):
+    tars = str(tmp_path / "tars")
+    archives = make_archives(tars, replaced={f"{WNIDS[0]}.tar": content})
+    monkeypatch.setattr(prepare.imagenet, "__defaults__", (archives,))
+    assert prepare.main(["imagenet", f"--tars={tars}", f"--out={tmp_path}/out"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error)
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_link_in_place_of_a_class_is_refused_before_work(tmp_path):
+    folder = str(tmp_path / "tars")
+    archives = make_archives(folder)
+    with tarfile.open(f"{folder}/ILSVRC2012_img_train.tar", "w") as archive:
+        for wnid in WNIDS:
+            member = tarfile.TarInfo(f"{wnid}.tar")
+            member.type, member.linkname = tarfile.SYMTYPE, "nowhere.tar"
+            archive.addfile(member)
+    size = os.path.getsize(f"{folder}/ILSVRC2012_img_train.tar")
+    with pytest.raises(ValueError, match=r"one tar for each .* no file"):
+        prepare.imagenet(
+            folder, str(tmp_path / "out"), dataclasses.replace(archives, train_bytes=size)
+        )
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    "devkit",
+    [
+        {"meta.mat": b"garbage " * 50},
+        {"meta.mat": b""},
+        {"ILSVRC2012_validation_ground_truth.txt": b"one\ntwo\n"},
+        {"ILSVRC2012_validation_ground_truth.txt": b"77\n" * 6},
+    ],
+)
+def test_broken_devkit_is_one_line_that_names_it(tmp_path, devkit):
+    folder = str(tmp_path / "tars")
+    archives = make_archives(folder, devkit=devkit)
+    with pytest.raises(ValueError, match=r"devkit_t12\.tar\.gz: expected the development kit"):
+        prepare.imagenet(folder, str(tmp_path / "out"), archives)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_whole_result_of_a_stopped_run_is_recognised(tars, tmp_path, capsys):
+    out = str(tmp_path / "imagenet")
+    counts = prepare.imagenet(tars[0], out, tars[1])
+    assert prepare.imagenet(tars[0], out, tars[1]) == counts
+    assert "is prepared already" in capsys.readouterr().out
+    os.remove(Folder(out, "train").path(0))
+    with pytest.raises(ValueError, match="exists already"):
+        prepare.imagenet(tars[0], out, tars[1])
+
+
+def test_two_at_once(tars, classes, tmp_path):
+    out = str(tmp_path / "out")
+    with files.Lock(f"{out}.lock"):
+        with pytest.raises(ValueError, match=f"got process {os.getpid()} on"):
+            prepare.imagenet(tars[0], out, tars[1])
+        with pytest.raises(ValueError, match=f"got process {os.getpid()} on"):
+            prepare.folder(str(classes), out, val_fraction=0.2)
+    prepare.folder(str(classes), out, val_fraction=0.2)
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out"]
+
+
+def test_symbolic_links_are_followed(classes, tmp_path):
+    """A hard link to a relative link dangles in its new place."""
+    linked = tmp_path / "linked"
+    for path in classes.rglob("*.jpg"):
+        target = linked / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(os.path.relpath(path, target.parent))
+    out = str(tmp_path / "out")
+    assert prepare.folder(str(linked), out, val_fraction=0.2)["train"] == 8
+    for split, count in (("train", 8), ("val", 2)):
+        source = Folder(out, split)
+        assert [os.path.islink(source.path(i)) for i in range(len(source))] == [False] * count
+        assert source[0]["image"].shape == (8, 8, 3)
+
+
+def test_odd_files_are_dropped_and_listed(classes, tmp_path):
+    os.mkfifo(classes / "a" / "pipe.jpg")
+    (classes / "a" / "zero.jpg").symlink_to("/dev/zero")
+    (classes / "b" / "line\nbreak.jpg").write_bytes(b"")
+    out = str(tmp_path / "out")
+    assert prepare.folder(str(classes), out, 0.2, drop_corrupt=True)["classes"] == 2
+    assert len(pathlib.Path(out, "dropped.txt").read_text().splitlines()) == 3
+
+
+def test_out_inside_the_source_is_refused(classes):
+    with pytest.raises(ValueError, match="--out: expected a folder outside of"):
+        prepare.folder(str(classes), f"{classes}/out", 0.2)
+
+
 @pytest.fixture
 def classes(tmp_path):
     for name in "ab":
@@ -181,6 +320,9 @@ def test_a_folder_is_checked_and_laid_out(classes, tmp_path, capsys):
     names = [held_out.path(i).removeprefix(str(classes)) for i in range(4)]
     prepared = Folder(out, "val")
     assert [prepared.path(i).removeprefix(f"{out}/val") for i in range(4)] == names
+    assert prepare.main(arguments) == 0  # stopped after the end, say: it is recognised
+    assert "is prepared already" in capsys.readouterr().out
+    (classes / "a" / "more.jpg").write_bytes(jpeg(9))
     assert prepare.main(arguments) == 2
     assert "exists already" in capsys.readouterr().err
 
