@@ -22,7 +22,7 @@ from flax import nnx
 from crate_jax.convert import checkpoints, weights
 from crate_jax.models import base, variants
 from crate_jax.models.base import ImageModelConfig
-from crate_jax.segmentation import attention
+from crate_jax.segmentation import attention, layerwise
 
 FEATURES = ("subspace", "tokens")
 _PROGRESS_EVERY = 5  # seconds
@@ -122,12 +122,31 @@ def layer_index(config: ImageModelConfig, layer: int | None, method: str) -> int
 
 def cls_maps(network: Network, layers: Sequence[int]) -> Callable:
     """(params, images uint8[b, h, w, 3]) -> [CLS] attention f32[b, layers, heads, n]."""
+    forward = base.forward(network.definition, tuple(layers))
 
     def run(params, images):
-        model = base.merge(network.definition, params)
-        _, out = model(model.preprocess(images), capture=tuple(layers))
-        maps = [attention.cls_maps(q, k) for q, k in zip(out["query"], out["key"], strict=True)]
-        return jnp.stack(maps, axis=1)
+        _, out = forward(params, images)
+        return attention.layer_maps(out["query"], out["key"])
+
+    return run
+
+
+def attention_of_layers(network: Network, layers: Sequence[int]) -> Callable:
+    """(params, images uint8[b, h, w, 3]) -> what is measured of each layer.
+
+    Returns:
+        A function to a dictionary: `maps` f32[b, layers, heads, n], [CLS] attention; `coding_rate`
+        and `sparsity` f32[b, layers].
+    """
+    forward = base.forward(network.definition, tuple(layers))
+
+    def run(params, images):
+        _, out = forward(params, images)
+        return {
+            "maps": attention.layer_maps(out["query"], out["key"]),
+            "coding_rate": jnp.stack([layerwise.coding_rate(w) for w in out["query"]], axis=1),
+            "sparsity": jnp.stack([layerwise.sparsity(z) for z in out["tokens"]], axis=1),
+        }
 
     return run
 
@@ -143,10 +162,10 @@ def patch_features(network: Network, layers: Sequence[int], kind: str = "subspac
     """
     if kind not in FEATURES:
         raise ValueError(f"features: expected one of {', '.join(FEATURES)}, got {kind!r}")
+    forward = base.forward(network.definition, tuple(layers))
 
     def run(params, images):
-        model = base.merge(network.definition, params)
-        _, out = model(model.preprocess(images), capture=tuple(layers))
+        _, out = forward(params, images)
         features = out["key"] if kind == "subspace" else out["tokens"]
         features = jnp.moveaxis(features[:, :, 1:], 0, 1)
         return features.reshape(*features.shape[:3], -1)
@@ -155,7 +174,7 @@ def patch_features(network: Network, layers: Sequence[int], kind: str = "subspac
 
 
 class Batches:
-    """A function of `cls_maps` or `patch_features`, compiled for one shape of batch.
+    """A function such as `cls_maps` or `patch_features`, compiled for one shape of batch.
 
     float32 matrix products run at the highest precision: TF32 would flip edges of MaskCut's graph.
 

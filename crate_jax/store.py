@@ -103,6 +103,16 @@ class Store(contextlib.AbstractContextManager):
         alone = self._covering if self.share == (1, 1) else []
         remove_partial([*paths, *alone])
 
+    def remove(self, paths: Iterable[pathlib.Path]) -> None:
+        """Removes results that are needed no more, and the folders that this leaves empty."""
+        for path in paths:
+            path.unlink(missing_ok=True)
+            folder = path.parent
+            with contextlib.suppress(OSError):  # not there, or something is in it
+                while folder != self.out:
+                    folder.rmdir()
+                    folder = folder.parent
+
     def _check(self) -> bool:
         """Whether the folder has settings, which are then these.
 

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crate_jax import inference as networks
+from crate_jax import inference
 from crate_jax.models import base, variants
 from crate_jax.segmentation import attention
 
 
 def network(name="crate-testing", seed=0, **fields):
     model = variants.build(variants.config(name, **fields), seed)
-    return networks.Network(model.config, *base.split(model))
+    return inference.Network(model.config, *base.split(model))
 
 
 def test_default_sizes():
@@ -24,21 +24,21 @@ def test_default_sizes():
         (variants.config("crate-testing"), 20, (24, 24)),
         (variants.config("crate-testing"), (20, 41), (24, 40)),
     ):
-        assert networks.input_size(config, asked) == size
+        assert inference.input_size(config, asked) == size
     with pytest.raises(ValueError, match="two patches"):
-        networks.input_size(variants.config("crate-testing"), (64, 8))
+        inference.input_size(variants.config("crate-testing"), (64, 8))
 
 
 def test_default_layers_are_where_the_figures_look():
     crate, vit = variants.config("crate-b8"), variants.config("vit-b8")
-    assert networks.layer_index(crate, None, "attention") == 10
-    assert networks.layer_index(vit, None, "attention") == 11
-    assert networks.layer_index(crate, None, "maskcut") == 11
-    assert networks.layer_index(crate, -12, "maskcut") == 0
+    assert inference.layer_index(crate, None, "attention") == 10
+    assert inference.layer_index(vit, None, "attention") == 11
+    assert inference.layer_index(crate, None, "maskcut") == 11
+    assert inference.layer_index(crate, -12, "maskcut") == 0
     one = variants.config("crate-testing", depth=1)
-    assert networks.layer_index(one, None, "attention") == 0
+    assert inference.layer_index(one, None, "attention") == 0
     with pytest.raises(ValueError, match=r"\[-12, 12\)"):
-        networks.layer_index(crate, 12, "attention")
+        inference.layer_index(crate, 12, "attention")
 
 
 def captured(net, pixels):
@@ -58,22 +58,22 @@ def pixels():
 def test_maps_and_features_are_those_of_the_model(pixels):
     net = network()
     out = captured(net, pixels)
-    maps = networks.Batches(net, networks.cls_maps(net, [1, 0]), 3, (32, 48))(pixels)
+    maps = inference.Batches(net, inference.cls_maps(net, [1, 0]), 3, (32, 48))(pixels)
     assert maps.shape == (3, 2, 3, 24)
     for place, layer in enumerate((1, 0)):
         expected = attention.cls_maps(out["query"][layer], out["key"][layer])
         np.testing.assert_allclose(maps[:, place], expected, rtol=1e-4, atol=1e-6)
-    features = networks.Batches(net, networks.patch_features(net, [0], "tokens"), 3, (32, 48))
+    features = inference.Batches(net, inference.patch_features(net, [0], "tokens"), 3, (32, 48))
     expected = out["tokens"][0][:, 1:]
     np.testing.assert_allclose(features(pixels)[:, 0], expected, rtol=1e-4, atol=1e-5)
     assert features.memory > 4 * sum(leaf.size for leaf in jax.tree.leaves(net.params))
-    line = networks.memory_line(features, 3)
+    line = inference.memory_line(features, 3)
     assert f"{features.memory / 2**20:.1f} MiB for a batch of 3" in line
 
 
 def test_features_of_a_vit_are_its_keys_and_rows_do_not_disturb_each_other(pixels):
     net = network("vit-testing")
-    run = networks.Batches(net, networks.patch_features(net, [1]), 3, (32, 48))
+    run = inference.Batches(net, inference.patch_features(net, [1]), 3, (32, 48))
     found = np.asarray(run(pixels))[:, 0]
     expected = captured(net, pixels)["key"][1][:, 1:].reshape(3, 24, 24)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
@@ -86,4 +86,4 @@ def test_fingerprint_tells_weights_apart():
     net = network()
     assert net.fingerprint == network().fingerprint
     assert net.fingerprint != network(seed=1).fingerprint
-    assert networks.random_weights(net, 1).fingerprint == network(seed=1).fingerprint
+    assert inference.random_weights(net, 1).fingerprint == network(seed=1).fingerprint

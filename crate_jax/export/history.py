@@ -1,16 +1,8 @@
-"""What a run's metrics say, arranged for the report: figures, the table of layers, curves.
+"""What a run's metrics say, arranged for the report: the headline, the comparison, curves.
 
 Reads the lines of `metrics.jsonl`: dictionaries with `step` and metrics by name. Names are those
-of docs/training.md; layers count from 01, and an interval is `<name>/low` and `<name>/high`:
-
-    train/loss, train/top1, val/loss, val/top1, val/top5
-    val/cls_iou/RULE/HEAD/layerNN           RULE mass|area, HEAD best|mean|single
-    val/cls_iou_random/RULE/HEAD/layerNN    the same network with random weights
-    val/cls_iou_gain/RULE/HEAD/layerNN      the paired difference of the two
-    val/cls_iou_other/RULE/HEAD/layerNN     the same maps against another image's object
-    val/cls_iou_all_ones, val/cls_iou_centre_box
-    val/coding_rate/layerNN, val/sparsity/layerNN
-    val/images                              how many images these figures are means of
+of docs/training.md: train/..., val/... and, below val/, those of `segmentation.emergence`; layers
+count from 01, and an interval is `<name>/low` and `<name>/high`.
 """
 
 import json
@@ -21,14 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from crate_jax.export.charts import Line, line_chart
-
-HEAD_NAMES = {"best": "best head", "mean": "mean head", "single": "one head for all"}
-_IOU_NAME = re.compile(r"val/cls_iou/(mass|area)/(best|mean|single)/layer(\d+)$")
-
-
-def rule_names(keep: float) -> dict[str, str]:
-    """What the two rules keep, by rule: {"mass": "60 % of mass", "area": "60 % of area"}."""
-    return {rule: f"{100 * keep:g} % of {rule}" for rule in ("mass", "area")}
+from crate_jax.export.tables import rule_names
 
 
 class History:
@@ -90,7 +75,7 @@ def iou_name(rule: str, head: str, layer: int, kind: str = "cls_iou") -> str:
     return f"val/{kind}/{rule}/{head}/layer{layer:02d}"
 
 
-# -- the figures at the top -----------------------------------------------------------------------
+# -- the headline --------------------------------------------------------------------------------
 
 
 def headline(history: History) -> list[dict]:
@@ -158,62 +143,6 @@ def comparison(history: History, keep: float) -> dict | None:
         "bootstrap intervals over images."
     )
     return {"bars": bars, "note": note}
-
-
-# -- layer by layer -------------------------------------------------------------------------------
-
-
-def layer_table(history: History, keep: float) -> dict | None:
-    """Layers by rule and head, with random weights beside; None without a measured IoU."""
-    found = [m.groups() for name in history.last if (m := _IOU_NAME.match(name))]
-    if not found:
-        return None
-    layers = sorted({int(layer) for _, _, layer in found})
-    columns, rules = [], []
-    for rule, rule_name in rule_names(keep).items():
-        titles = []
-        for head, head_name in HEAD_NAMES.items():
-            if (rule, head) not in {key[:2] for key in found}:
-                continue
-            for kind, title in (("cls_iou", head_name), ("cls_iou_random", "random weights")):
-                cells = [_cell(history, iou_name(rule, head, layer, kind)) for layer in layers]
-                measured = [cell["value"] for cell in cells if cell["value"] is not None]
-                for cell in cells:
-                    cell["first"] = not titles
-                    cell["random"] = kind == "cls_iou_random"
-                    is_highest = bool(measured) and cell["value"] == max(measured)
-                    cell["best"] = is_highest and not cell["random"]
-                if measured:
-                    columns.append(cells)
-                    titles.append(title)
-        if titles:
-            rules.append({"name": rule_name, "columns": titles})
-    baselines = []
-    for label, name in (
-        ("Predicting a centred box", "val/cls_iou_centre_box"),
-        ("Predicting the whole image", "val/cls_iou_all_ones"),
-    ):
-        if name in history.last:
-            low, high = history.interval(name)
-            interval = "" if low is None else f" ({low:.3f}–{high:.3f})"
-            baselines.append((label, history.last[name], interval))
-    images = history.last.get("val/images")
-    return {
-        "rules": rules,
-        "rows": [
-            {"layer": layer, "cells": [column[i] for column in columns]}
-            for i, layer in enumerate(layers)
-        ],
-        "baselines": baselines,
-        "width": 1 + len(columns),
-        "images": f"{images:,.0f} held-out" if images else "",
-        "intervals": any(cell["low"] is not None for column in columns for cell in column),
-    }
-
-
-def _cell(history: History, name: str) -> dict:
-    low, high = history.interval(name)
-    return {"value": history.last.get(name), "low": low, "high": high}
 
 
 # -- curves ---------------------------------------------------------------------------------------

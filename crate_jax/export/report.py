@@ -13,7 +13,8 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from crate_jax.export import history as metrics
+from crate_jax.export import tables
+from crate_jax.export.history import History, chart_sections, comparison, headline
 from crate_jax.export.overlays import COLORMAP, checked_image, data_uri, encode
 from crate_jax.export.pages import write_page
 from crate_jax.segmentation import attention, scoring
@@ -67,11 +68,11 @@ def write_report(
         ValueError: an example whose arrays do not have these shapes.
         OSError: the file cannot be written.
     """
-    measured = metrics.History(history, summary)
+    measured = History(history, summary)
     shown = [_example(example, keep) for example in examples]
     layers = sorted({layer["number"] for example in shown for layer in example["layers"]})
     heads = max((len(layer["heads"]) for e in shown for layer in e["layers"]), default=1)
-    best = measured.best_layer()
+    best, images = measured.best_layer(), measured.last.get("val/images")
     return write_page(
         path,
         "report.html",
@@ -79,17 +80,19 @@ def write_report(
         lede=lede,
         facts=facts,
         tables={"Configuration": config, "Environment": environment or {}},
-        rules=metrics.rule_names(keep),
-        figures=metrics.headline(measured),
-        comparison=metrics.comparison(measured, keep),
+        rules=tables.rule_names(keep),
+        headline=headline(measured),
+        comparison=comparison(measured, keep),
         examples=shown,
         scored=any(example["object"] for example in shown),
         layers=layers,
         first_layer=best if best in layers else max(layers, default=None),
         columns=_columns(heads, 6),
         phone_columns=_columns(heads, 3),
-        table=metrics.layer_table(measured, keep),
-        chart_sections=metrics.chart_sections(measured),
+        layer_tables=tables.layer_tables(tables.from_metrics(measured.last), keep),
+        layers_note=tables.LAYERS_NOTE,
+        images=f"{images:,.0f}" if images else "",
+        chart_sections=chart_sections(measured),
         reconstructions=[_reconstruction(*pictures) for pictures in reconstructions],
     )
 

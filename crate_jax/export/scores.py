@@ -8,25 +8,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from crate_jax.export.pages import write_page
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table for the terminal and the page.
-
-    Attributes:
-        title: what it shows.
-        note: how to read it, or "".
-        columns: headings, the first of the rows' names.
-        rows: text cells, as many as columns.
-        best: (row, column) of cells to mark.
-    """
-
-    title: str
-    note: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    best: Sequence[tuple[int, int]] = ()
+from crate_jax.export.tables import Table
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,8 @@ def _score(args: argparse.Namespace) -> dict:
     import cv2
 
     from crate_jax import inference
-    from crate_jax.score import datasets, measuring
-    from crate_jax.score import passes as scoring
+    from crate_jax.score import datasets, measuring, results
+    from crate_jax.store import printable
 
     cv2.utils.logging.setLogLevel(0)  # silent: what it says of damaged files stands in scores.json
     declarations = declared(args)
@@ -116,14 +116,15 @@ def _score(args: argparse.Namespace) -> dict:
         data = datasets.VocLabels(args.root, args.split or "val", args.limit)
     elif args.dataset == "coco":
         data = datasets.CocoInstances(args.root, args.split or "val2017", args.limit)
-    net = inference.load(args.checkpoint, **declarations)
+    network = inference.load(args.checkpoint, **declarations)
     if args.dataset == "scenes":
-        side = max(net.config.image_size)
+        side = max(network.config.image_size)
         data = datasets.SceneInstances(side, args.limit, args.objects, args.seed)
+    every = tuple(range(network.config.depth))
     protocol = measuring.Protocol(
-        size=inference.input_size(net.config, args.size),
-        attention_layers=_chosen(net, args.layers, range(net.config.depth)) * data.has_labels,
-        mask_layers=_chosen(net, args.layers, [net.config.depth - 1]) * data.has_instances,
+        size=inference.input_size(network.config, args.size),
+        attention_layers=_chosen(network, args.layers, every) if data.has_labels else (),
+        mask_layers=_chosen(network, args.layers, every[-1:]) if data.has_instances else (),
         keep=args.keep,
         taus=args.taus,
         max_masks=args.max_masks,
@@ -131,44 +132,44 @@ def _score(args: argparse.Namespace) -> dict:
         corrected=args.corrected,
         crf=args.crf,
         batch_size=args.batch_size,
-        on_error=args.on_error,
     )
-    passes = scoring.Passes(
+    passes = results.Passes(
         untrained=not args.no_random,
-        noise=scoring.NOISE[args.noise],
+        noise=results.NOISE[args.noise],
         steps=steps,
         samples=args.samples,
         seed=args.seed,
     )
     declarations.pop("step", None)
-    return scoring.score(
-        net,
+    return results.score(
+        network,
         data,
         protocol,
         passes,
         args.out,
-        title=f"{net.config.family.upper()} on {args.dataset}",
+        title=f"{network.config.family.upper()} on {args.dataset}",
         settings={
             "dataset": args.dataset,
-            "checkpoint": str(args.checkpoint),
-            "root": args.root,
+            "checkpoint": printable(args.checkpoint),
+            "root": args.root and printable(args.root),
             "split": args.split,
             "limit": args.limit,
             **({"objects": list(args.objects)} if args.dataset == "scenes" else {}),
         },
         load_step=lambda step: inference.load(args.checkpoint, step=step, **declarations),
+        stop_at_failure=args.on_error == "stop",
         say=command_line.say,
     )
 
 
-def _chosen(net, layers, default) -> tuple[int, ...]:
+def _chosen(network, layers, default) -> tuple[int, ...]:
     from crate_jax import inference
 
     if layers is None:
-        return tuple(default)
+        return default
     if layers == "all":
-        return tuple(range(net.config.depth))
-    return tuple(inference.layer_index(net.config, layer, "maskcut") for layer in layers)
+        return tuple(range(network.config.depth))
+    return tuple(inference.layer_index(network.config, layer, "maskcut") for layer in layers)
 
 
 def _of_run(path: str, steps) -> tuple[int, ...]:

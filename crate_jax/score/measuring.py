@@ -1,24 +1,27 @@
 """One pass of a network over a dataset: attention against label maps, masks against instances."""
 
+import contextlib
 import dataclasses
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import functools
+import itertools
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from crate_jax import inference
 from crate_jax.data import images
 from crate_jax.export import coco
-from crate_jax.models import base
+from crate_jax.files import write_atomically
 from crate_jax.score.datasets import Dataset, Unusable
-from crate_jax.score.findings import RULES, Batch, Finding, Measured, Store
+from crate_jax.score.measurements import Measurements
 from crate_jax.segment import methods
-from crate_jax.segmentation import attention, layerwise, noise, scoring
+from crate_jax.segmentation import emergence, noise
+from crate_jax.store import Store
 
-_PROGRESS_EVERY = 5  # seconds
+_TOGETHER = 16  # batches in a file: each holds a whole image's maps, for the next one's control
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,6 @@ class Protocol:
         corrected: MaskCut without the published quirks.
         crf: refine masks by the dense CRF.
         batch_size: images at once.
-        on_error: "fail" or "skip": leave an unusable image out; "stop": stop at it.
     """
 
     size: tuple[int, int]
@@ -49,16 +51,36 @@ class Protocol:
     corrected: bool = False
     crf: bool = False
     batch_size: int = 4
-    on_error: str = "fail"
+
+    def nothing(self) -> Measurements:
+        """Measurements by this protocol of no image yet."""
+        return Measurements(emergence.Measured(self.keep, self.attention_layers))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Example:
+    """A usable image of the dataset."""
+
+    name: str
+    pixels: np.ndarray  # uint8[height, width, 3], the network's input
+    size: tuple[int, int]  # its own
+    objects: emergence.Objects | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Failure:
+    name: str
+    reason: str
 
 
 class Measurer:
     """The compiled programs of a network and a protocol, for passes with several weights.
 
     Args:
-        network: from `network.load`.
+        network: from `inference.load`.
         data: what to score on.
         protocol: how.
+        stop_at_failure: an unusable image is an error, else it is left out and counted.
         say: prints a line.
     """
 
@@ -67,16 +89,18 @@ class Measurer:
         network: inference.Network,
         data: Dataset,
         protocol: Protocol,
+        *,
+        stop_at_failure: bool = False,
         say: Callable[[str], None] = print,
     ):
         self.network, self.data, self.protocol, self.say = network, data, protocol, say
+        self.stop_at_failure = stop_at_failure
         self.grid = inference.grid_of(network.config, protocol.size)
         shape = protocol.batch_size, protocol.size
-        self._looks = self._features = None
+        self._attention = self._features = None
         if protocol.attention_layers:
-            self._looks = inference.Batches(
-                network, looks(network, protocol.attention_layers, protocol.keep), *shape
-            )
+            run = inference.attention_of_layers(network, protocol.attention_layers)
+            self._attention = inference.Batches(network, run, *shape)
         if protocol.mask_layers:
             run = inference.patch_features(network, protocol.mask_layers, protocol.features)
             self._features = inference.Batches(network, run, *shape)
@@ -84,176 +108,154 @@ class Measurer:
     @property
     def memory(self) -> inference.Batches:
         """The program that needs the most memory."""
-        programs = [p for p in (self._looks, self._features) if p is not None]
+        programs = [p for p in (self._attention, self._features) if p is not None]
         return max(programs, key=lambda program: program.memory or 0)
+
+    @property
+    def _span(self) -> int:
+        """Images of a file."""
+        return _TOGETHER * self.protocol.batch_size
+
+    def record_paths(self, store: Store, label: str) -> dict[int, pathlib.Path]:
+        """Where what a pass measured is kept, by the first image of each file."""
+        return {
+            start: store.path("measured", f"{label}/{start:08d}", ".npz")
+            for start in range(0, len(self.data.names), self._span)
+        }
 
     def __call__(
         self,
+        store: Store,
+        label: str,
         network: inference.Network | None = None,
         noisy: tuple[float, float] | None = None,
-        *,
-        label: str = "score",
-        store: Store | None = None,
-    ) -> Measured:
+    ) -> Measurements:
         """Scores every example once.
 
         Args:
+            store: keeps what was measured; what it holds of this pass is not measured again.
+                Batches in which an image could not be used are not kept: it is tried again.
+            label: the pass: its name in the store, and before each line of progress.
             network: whose weights take the place of the compiled network's.
             noisy: (standard deviation of 255, part of the pixels) of the paper's noise, added to
                 the network's input; the same draws for every network.
-            label: before each line of progress.
-            store: of this pass; what it holds already is not measured again. Batches in which an
-                image could not be used are not kept, so that it is tried again.
 
         Raises:
-            ValueError: an unusable example, with on_error="stop"; or no usable one.
+            ValueError: an unusable example where that stops, no usable one, or a network whose
+                output holds NaN or infinity.
         """
-        params = None if network is None else network.params
-        measured, names = Measured(), list(self.data.names)
-        length = self.protocol.batch_size
-        batches = {start: names[start : start + length] for start in range(0, len(names), length)}
-        there = {start for start in batches if store is not None and store.has(start)}
-        missing = iter([start for start in batches if start not in there])
-        before = sum(len(batches[start]) for start in there)
-        if before:
+        names, span = list(self.data.names), self._span
+        paths = self.record_paths(store, label)
+        groups = {start: names[start : start + span] for start in paths}
+        store.remove_partial(paths.values())
+        done = {start: len(self._kept(paths[start], group).used) for start, group in groups.items()}
+        missing = {
+            start: self._batches(start + done[start], names[start + done[start] : start + span])
+            for start in groups
+        }
+        if before := sum(done.values()):
             self.say(f"{label:<9} {before} of {len(names)} measured before")
-        progress = _Progress(label, len(names) - before, self.say)
-        kept = None  # patches, of the image before
-        with ThreadPoolExecutor(2) as pool:
+        progress = inference.Progress(label, len(names) - before, self.say)
+        whole, params = self.protocol.nothing(), None if network is None else network.params
+        with inference.threads(2) as pool:
+            reading = inference.read_ahead(
+                pool,
+                functools.partial(self._read, noisy=noisy),
+                itertools.chain.from_iterable(missing.values()),
+            )
+            for start, group in groups.items():
+                part = self._kept(paths[start], group)
+                for _, examples in itertools.islice(reading, len(missing[start])):
+                    part.extend(self._measure(examples, params))
+                    if not part.failed:
+                        write_atomically(paths[start], part.to_bytes())
+                    progress.add(len(examples))
+                whole.extend(part)
+        if not whole.used:
+            name, reason = next(iter(whole.failed.items()))
+            raise ValueError(f"no image could be scored; the first, {name}: {reason}")
+        return whole
 
-            def read(start: int | None) -> tuple:
-                if start is None:
-                    return None, []
-                return start, [pool.submit(self._read, name) for name in batches[start]]
-
-            ahead, reading = read(next(missing, None))
-            for start, batch in batches.items():
-                if start in there and (found := store.read(start, len(batch))):
-                    for name, finding in zip(batch, found.findings, strict=True):
-                        measured.add(name, finding)
-                    kept = found.kept
-                    continue
-                if start == ahead:
-                    loaded = [future.result() for future in reading]
-                    ahead, reading = read(next(missing, None))
-                else:  # what was kept of it is damaged
-                    loaded = [self._read(name) for name in batch]
-                findings, kept = self._measure(batch, loaded, start, params, noisy, kept)
-                for name, example, finding in zip(batch, loaded, findings, strict=True):
-                    if finding is None:
-                        measured.failed[name] = example
-                    else:
-                        measured.add(name, finding)
-                if store is not None and None not in findings:
-                    store.write(start, Batch(findings, kept))
-                progress.add(len(batch))
-        if not measured.used:
-            first = next(iter(measured.failed.items()))
-            raise ValueError(f"no image could be scored; the first, {first[0]}: {first[1]}")
-        return measured
-
-    def _read(self, name: str):
+    def _kept(self, path: pathlib.Path, group: Sequence[str]) -> Measurements:
+        """What an earlier run measured of a group's first images, no image where it did nothing."""
+        nothing = self.protocol.nothing()
         try:
-            pixels = self.data.read(name)
-            labels = self.data.labels(name) if self._looks else None
-        except Unusable as error:
-            return str(error)
-        return images.resize(pixels, self.protocol.size), pixels.shape[:2], labels
+            found = nothing.of_bytes(path.read_bytes())
+        except FileNotFoundError:
+            return nothing
+        count = 0 if found is None else len(found.used)
+        whole_batches = count == len(group) or count % self.protocol.batch_size == 0
+        return found if count and whole_batches and found.used == group[:count] else nothing
 
-    def _measure(
-        self, names, loaded, start, params, noisy, kept
-    ) -> tuple[list[Finding | None], np.ndarray | None]:
-        """The findings of a batch, None for what failed to load; and the last patches kept."""
+    def _batches(self, start: int, names: Sequence[str]) -> list[list[tuple[int, str]]]:
+        """Batches of (index in the dataset, name)."""
+        items, length = list(enumerate(names, start)), self.protocol.batch_size
+        return [items[at : at + length] for at in range(0, len(items), length)]
+
+    def _read(
+        self, item: tuple[int, str], noisy: tuple[float, float] | None
+    ) -> "_Example | _Failure":
+        index, name = item
+        try:
+            picture = self.data.read(name)
+            labels = self.data.labels(name) if self._attention else None
+        except Unusable as error:
+            return _Failure(name, str(error))
+        pixels = images.resize(picture, self.protocol.size)
+        if noisy is not None:
+            pixels = noise.add_noise(pixels, *noisy, seed=(0, index))
+        objects = None if labels is None else emergence.objects_of_labels(labels, self.grid)
+        return _Example(name, pixels, picture.shape[:2], objects)
+
+    def _measure(self, examples: list["_Example | _Failure"], params: Any) -> Measurements:
+        """What a batch shows."""
+        found = self.protocol.nothing()
         pixels = np.zeros((self.protocol.batch_size, *self.protocol.size, 3), np.uint8)
-        findings: list[Finding | None] = [None] * len(names)
-        for row, (name, example) in enumerate(zip(names, loaded, strict=True)):
-            if isinstance(example, str):
-                if self.protocol.on_error == "stop":
-                    raise ValueError(f"{name}: {example} (--on-error=skip leaves it out)")
-                continue
-            findings[row] = Finding()
-            pixels[row] = example[0]
-            if noisy is not None:
-                pixels[row] = noise.add_noise(example[0], *noisy, seed=(0, start + row))
-        rows = [row for row, finding in enumerate(findings) if finding is not None]
-        if rows and self._looks:
-            found = jax.device_get(self._looks(pixels, params))
-            for row in rows:
-                looked = {name: array[row] for name, array in found.items()}
-                self._look(findings[row], looked, loaded[row][2], kept)
-                kept = looked["kept"]
-        if rows and self._features:
+        usable: dict[int, _Example] = {}
+        for row, example in enumerate(examples):
+            if isinstance(example, _Example):
+                usable[row], pixels[row] = example, example.pixels
+            elif self.stop_at_failure:
+                raise ValueError(
+                    f"{example.name}: {example.reason} (--on-error=skip leaves it out)"
+                )
+            else:
+                found.failed[example.name] = example.reason
+        found.used += [example.name for example in usable.values()]
+        if usable and self._attention:
+            out = jax.device_get(self._attention(pixels, params))
+            for row, example in usable.items():
+                arrays = (out[name][row] for name in ("coding_rate", "sparsity"))
+                with _named(example):
+                    found.attention.add(out["maps"][row], example.objects, *arrays)
+        if usable and self._features:
             features = self._features(pixels, params)
             for place, layer in enumerate(self.protocol.mask_layers):
                 for tau in self.protocol.taus:
-                    self._cut(findings, (layer, tau), features[:, place], names, loaded, pixels)
-        return findings, kept
+                    found.masks[layer, tau] = self._cut(features[:, place], tau, usable)
+        return found
 
-    def _look(
-        self, finding: Finding, looked: dict, labels: np.ndarray, before: np.ndarray | None
-    ) -> None:
-        """[CLS] attention of an image, and of the image before, against its label map."""
-        finding.iou = scoring.class_iou(looked["kept"], labels, self.grid)[1]
-        if before is not None:
-            finding.other = scoring.class_iou(before, labels, self.grid)[1]
-        size = labels.shape
-        guesses = np.stack([np.ones(size, bool), scoring.centre_box(size)]).reshape(2, -1)
-        finding.blind = scoring.class_iou(guesses, labels, size)[1]
-        finding.coding_rate, finding.sparsity = looked["coding_rate"], looked["sparsity"]
-
-    def _cut(self, findings, key, features, names, loaded, pixels) -> None:
-        """MaskCut's masks of a batch at the images' own sizes."""
-        p = self.protocol
-        options = {"tau": key[1], "max_masks": p.max_masks, "corrected": p.corrected}
-        valid = np.zeros(len(pixels), bool)
-        valid[: len(findings)] = [finding is not None for finding in findings]
-        cuts = methods.cut(features, valid, self.grid, **options)
-        for row in np.flatnonzero(valid):
-            patch = self.network.config.patch_size
-            found = methods.from_maskcut(cuts[row], patch, pixels[row], refine=p.crf)
-            masks = found.masks(loaded[row][1])
-            findings[row].masks[key] = coco.results(self.data.image_id(names[row]), masks)
-
-
-class _Progress:
-    """A line every few seconds: how many, how fast, how long."""
-
-    def __init__(self, label: str, total: int, say: Callable[[str], None]):
-        self.label, self.total, self.say = label, total, say
-        self.done, self.begin = 0, time.monotonic()
-        self.spoke = self.begin
-
-    def add(self, count: int) -> None:
-        self.done += count
-        now = time.monotonic()
-        if now - self.spoke > _PROGRESS_EVERY or self.done == self.total:
-            self.spoke, seconds = now, now - self.begin
-            left = round(seconds / self.done * (self.total - self.done))
-            self.say(
-                f"{self.label:<9} {self.done} of {self.total}, {self.done / seconds:.2f} images/s, "
-                f"{left // 60}:{left % 60:02d} left"
+    def _cut(
+        self, features: jax.Array, tau: float, usable: Mapping[int, _Example]
+    ) -> list[list[dict]]:
+        """MaskCut's masks of a batch at the images' own sizes, as COCO results."""
+        p, patch_size = self.protocol, self.network.config.patch_size
+        valid = np.isin(np.arange(p.batch_size), list(usable))
+        options = {"tau": tau, "max_masks": p.max_masks, "corrected": p.corrected}
+        cuts, results = methods.cut(features, valid, self.grid, **options), []
+        for row, example in usable.items():
+            with _named(example):
+                found = methods.from_maskcut(cuts[row], patch_size, example.pixels, refine=p.crf)
+            results.append(
+                coco.results(self.data.image_id(example.name), found.masks(example.size))
             )
+        return results
 
 
-def looks(network: inference.Network, layers: tuple[int, ...], keep: float) -> Callable:
-    """(params, images uint8[b, h, w, 3]) -> what is measured of each layer.
-
-    Returns:
-        A function to a dictionary: `kept` bool[b, rules, layers, heads, n], the patches that each
-        of `RULES` keeps; `coding_rate` and `sparsity` f32[b, layers].
-    """
-    maps_of = inference.cls_maps(network, layers)
-
-    def run(params, images):
-        maps = maps_of(params, images)
-        model = base.merge(network.definition, params)
-        # Traced twice, computed once: the compiler finds the common part.
-        _, out = model(model.preprocess(images), capture=tuple(layers))
-        count = range(len(layers))
-        return {
-            "kept": jnp.stack([attention.RULES[rule](maps, keep) for rule in RULES], axis=1),
-            "coding_rate": jnp.stack([layerwise.coding_rate(out["query"][i]) for i in count], 1),
-            "sparsity": jnp.stack([layerwise.sparsity(out["tokens"][i]) for i in count], 1),
-        }
-
-    return run
+@contextlib.contextmanager
+def _named(example: _Example) -> Iterator[None]:
+    """Around what a network's output must be finite for."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise ValueError(f"{example.name}: {error}") from error

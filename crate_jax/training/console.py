@@ -2,16 +2,13 @@
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import rich.box
-import rich.console
-import rich.table
 
+from crate_jax.export import tables
 from crate_jax.models.base import ImageModelConfig
 from crate_jax.training import metrics
 
@@ -160,57 +157,26 @@ def best_layer(values: Mapping[str, float], prefix: str) -> tuple[str, float] | 
     return max(found.items(), key=lambda item: item[1]) if found else None
 
 
-def print_evaluation(values: Mapping[str, Any]) -> None:
-    """The figures of an evaluation as tables."""
+def print_evaluation(values: Mapping[str, Any], keep: float) -> None:
+    """An evaluation as tables.
+
+    Args:
+        values: metrics by name.
+        keep: the part of mass or area that the two rules keep.
+    """
     if jax.process_index():
         return
-    console = rich.console.Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120)
-    summary = rich.table.Table("held out", "", box=rich.box.SIMPLE_HEAD)
-    for name, digits in (
-        ("val/images", 0),
-        ("val/loss", 4),
-        ("val/top1", 4),
-        ("val/top5", 4),
-        ("val/object_fraction", 4),
-        ("val/cls_iou_all_ones", 4),
-        ("val/cls_iou_centre_box", 4),
-    ):
-        if name in values:
-            summary.add_row(name, f"{values[name]:.{digits}f}")
-    console.print(summary)
-    layers = sorted(
-        name.rsplit("/", 1)[1] for name in values if name.startswith("val/sparsity/layer")
-    )
-    if not layers:
-        return
-    scored = f"val/cls_iou/mass/best/{layers[0]}" in values
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
-    table.add_column("layer")
-    columns = {"coding rate": "val/coding_rate/{}", "sparsity": "val/sparsity/{}"}
-    if scored:
-        columns = {
-            "mass best": "val/cls_iou/mass/best/{}",
-            "mass mean": "val/cls_iou/mass/mean/{}",
-            "random weights": "val/cls_iou_random/mass/best/{}",
-            "other's mask": "val/cls_iou_other/mass/best/{}",
-            "gain [95 %]": "val/cls_iou_gain/mass/best/{}",
-            "area best": "val/cls_iou/area/best/{}",
-            "other's mask (area)": "val/cls_iou_other/area/best/{}",
-        } | columns
-    for title in columns:
-        table.add_column(title, justify="right")
-    for layer in layers:
-        cells = []
-        for pattern in columns.values():
-            name = pattern.format(layer)
-            if name not in values:
-                cells.append("-")
-            elif f"{name}/low" in values and "gain" in name:
-                low, high = values[f"{name}/low"], values[f"{name}/high"]
-                cells.append(f"{values[name]:+.3f} [{low:+.3f}, {high:+.3f}]")
-            else:
-                cells.append(f"{values[name]:.3f}")
-        table.add_row(layer.removeprefix("layer"), *cells)
-    if scored:
-        table.title = "[CLS] attention IoU with the object"
-    console.print(table)
+    rows = [
+        [tables.Cell(name), tables.Cell(f"{values[name]:.{digits}f}")]
+        for name, digits in (
+            ("val/images", 0),
+            ("val/loss", 4),
+            ("val/top1", 4),
+            ("val/top5", 4),
+            ("val/object_fraction", 4),
+        )
+        if name in values
+    ]
+    summary = tables.Table("Held out", "", ["metric", "value"], rows)
+    layers = tables.layer_tables(tables.from_metrics(values), keep)
+    tables.print_tables([summary, *layers])

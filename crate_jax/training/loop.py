@@ -244,7 +244,7 @@ def train(
         settle(plan.total)
 
     # ---- Report ---------------------------------------------------------------------------------
-    console.print_evaluation(metrics.latest("val/loss"))
+    console.print_evaluation(metrics.latest("val/loss"), config.evaluation.keep)
     if config.report:
         params = sharding.whole_tree(params, mesh)
         if writer:
@@ -299,7 +299,7 @@ def evaluate(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -
         sharding.put_tree(whole, shardings), lambda: random(jax.random.key(config.seed))
     )
     say(f"evaluated step {step}")
-    console.print_evaluation(values)
+    console.print_evaluation(values, config.evaluation.keep)
     if jax.process_index() == 0:
         workdir.write_json(directory / "eval.json", {"step": step} | values)
         if config.report:

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from crate_jax.export import charts, history, report
+from crate_jax.export import charts, history, report, tables
 from crate_jax.segmentation import attention
 
 
@@ -44,38 +44,25 @@ def test_headline_figures_are_the_last_metrics(page, run):
     assert f"95 % interval {iou - 0.011:.3f}–{iou + 0.012:.3f}" in page
 
 
-def test_table_marks_the_best_layer_of_each_column():
-    measured = history.History(
-        [
-            {"step": 1, "val/cls_iou/mass/best/layer01": 0.9},
-            {
-                "step": 2,
-                "val/cls_iou/mass/best/layer01": 0.2,
-                "val/cls_iou/mass/best/layer02": 0.5,
-                "val/cls_iou/area/mean/layer01": 0.4,
-                "val/cls_iou/area/mean/layer02": 0.1,
-                "val/cls_iou_random/mass/best/layer01": 0.8,
-                "val/cls_iou_all_ones": 0.25,
-            },
-        ]
-    )
-    table = history.layer_table(measured, 0.6)
-    assert [rule["columns"] for rule in table["rules"]] == [
-        ["best head", "random weights"],
-        ["mean head"],
-    ]
-    values = [[cell["value"] for cell in row["cells"]] for row in table["rows"]]
-    assert values == [[0.2, 0.8, 0.4], [0.5, None, 0.1]]
-    marked = [[cell["best"] for cell in row["cells"]] for row in table["rows"]]
-    assert marked == [[False, False, True], [True, False, False]]
-    assert table["baselines"] == [("Predicting the whole image", 0.25, "")]
-    assert measured.best_layer() == 2
-
-
-def test_table_and_bars_of_the_page(page):
-    assert page.count("<mark>") == 4
+def test_layer_tables_of_the_page(page, run):
+    """Every measured layer beside its controls, in HTML as in the terminal."""
+    last = {}
+    for line in run["history"]:
+        last |= line
+    text = re.sub(r"<small>.*?</small>|<[^>]+>", " ", page)
+    for name, heading in (("mass", "IoU, mass rule"), ("area", "IoU, area rule")):
+        table = text[text.index(heading) :].split("a centred box")[0]
+        for layer in range(1, 7):
+            values = [
+                last[f"val/cls_iou{kind}/{name}/{head}/layer{layer:02d}"]
+                for kind, head in (("", "best"), ("_random", "best"), ("_gain", "best"))
+            ]
+            shown = [f"{values[0]:.3f}", f"{values[1]:.3f}", f"{values[2]:+.3f}"]
+            assert re.search(rf"\s{layer}\s+" + r"\s+".join(map(re.escape, shown)), table)
+    assert "a centred box <b>0.334</b> (0.323–0.346)" in page
     assert page.count('<div class="bar') - page.count('<div class="bars') == 4
-    assert "Predicting a centred box <b>0.334</b> (0.323–0.346)" in page
+    assert "Inside the layers" in page
+    assert tables.LAYERS_NOTE[:40] in page
 
 
 def test_every_picture_of_every_layer_is_there(page):

@@ -1,15 +1,18 @@
 """`score --dataset=scenes`: both protocols, a series over a run's checkpoints, noise."""
 
 import json
+import os
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from crate_jax.data.scenes import Scenes
+from crate_jax.files import Lock, write_atomically
 from crate_jax.models import base, variants
+from crate_jax.score import measuring
 from crate_jax.score.__main__ import main as score
 from crate_jax.score.datasets import SceneInstances
-from crate_jax.score.findings import Store
 from crate_jax.training.checkpoint import Checkpoints
 
 
@@ -44,57 +47,127 @@ def test_series_over_checkpoints_ends_with_the_newest(scored):
     assert result["steps"]["10"][name] != result["scores"][name]
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(workdir, tmp_path, capsys):
+@pytest.fixture
+def killed_after(monkeypatch):
+    """Ends the process, as Ctrl-C does, when so many batches were kept; gives their paths."""
+
+    def at(count):
+        written = []
+
+        def write(path, content):
+            if len(written) == count:
+                raise KeyboardInterrupt
+            written.append(write_atomically(path, content))
+
+        monkeypatch.setattr(measuring, "write_atomically", write)
+        return written
+
+    return at
+
+
+@pytest.mark.parametrize("together", [1, 2, 16])
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
+    together, workdir, tmp_path, capsys, killed_after, monkeypatch
+):
     def run(out, *extra):
         argv = ["--dataset=scenes", f"--checkpoint={workdir}", f"--out={tmp_path / out}"]
         argv += ["--limit=6", "--batch-size=2", "--samples=10", "--size=32", *extra]
         return score(argv)
 
-    written, content = Store.write, {}
-
-    def killed(self, start, batch):
-        if len(content) == 5:  # in the second pass, that of random weights
-            raise KeyboardInterrupt
-        written(self, start, batch)
-        content[self.folder / f"{start:08d}.npz"] = batch
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Store, "write", killed)
-        assert run("killed") == 130
+    monkeypatch.setattr(measuring, "_TOGETHER", together)
+    kept = killed_after(5)  # in the second pass, that of random weights
+    assert run("killed") == 130
     assert "to go on" in capsys.readouterr().err
-    assert len(content) == 5
-    *_, last = content
-    last.write_bytes(last.read_bytes()[:70])  # damaged: measured again
+    assert len(kept) == 5
+    foreign = tmp_path / "killed" / "measured" / "mine.txt"
+    foreign.write_text("not ours")
+    left = kept[-1].with_name(f".{kept[-1].name}.0123abcd.partial")
+    left.write_text("half")
+    kept[-1].write_bytes(kept[-1].read_bytes()[:70])  # damaged: measured again
+    killed_after(-1)
     assert run("killed") == 0
     said = capsys.readouterr().out
     assert "trained   6 of 6 measured before" in said
-    assert "random    4 of 6 measured before" in said
+    assert ("random    2 of 6 measured before" in said) == (together == 1)
     assert run("whole") == 0
     for name in ("scores.json", "index.html"):
         texts = [(tmp_path / out / name).read_bytes() for out in ("killed", "whole")]
         assert texts[0] == texts[1]
-    assert {p.name for p in (tmp_path / "killed").iterdir()} == {"scores.json", "index.html"}
+    ours = {"settings.json", "scores.json", "index.html"}
+    assert {p.name for p in (tmp_path / "whole").iterdir()} == ours
+    assert {p.name for p in (tmp_path / "killed").iterdir()} == {*ours, "measured"}
+    assert foreign.read_text() == "not ours"
+    assert not list((tmp_path / "killed").rglob("*.partial"))
 
 
-def test_other_settings_never_meet_what_was_kept(workdir, tmp_path, capsys, monkeypatch):
+def test_the_batch_size_changes_nothing_but_rounding(workdir, tmp_path):
+    """Above all not which image is the other."""
+    found = []
+    for size in (1, 2, 5):
+        out = tmp_path / f"{size}"
+        argv = ["--dataset=scenes", f"--checkpoint={workdir}", f"--out={out}", "--limit=5"]
+        argv += [f"--batch-size={size}", "--samples=10", "--size=32", "--no-random"]
+        assert score(argv) == 0
+        found.append(json.loads((out / "scores.json").read_text())["scores"])
+    for scores in found[1:]:
+        assert set(scores) == set(found[0])
+        for name, estimate in scores.items():
+            assert estimate["value"] == pytest.approx(found[0][name]["value"], abs=1e-5), name
+    assert any(name.startswith("cls_iou_other/") for name in found[0])
+
+
+def test_other_settings_are_refused_with_the_difference(workdir, tmp_path, capsys):
     def run(*extra):
         argv = ["--dataset=scenes", f"--checkpoint={workdir}", f"--out={tmp_path}", "--limit=2"]
         argv += ["--batch-size=1", "--samples=10", "--size=32", "--layers=-1", "--no-random"]
         return score([*argv, *extra])
 
-    written = Store.write
+    assert run() == 0
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    capsys.readouterr()
+    for other, change in (
+        ("--step=10", "weights: "),
+        ("--keep=0.5", "keep: 0.6 -> 0.5"),
+        ("--taus=0.3", "taus: [0.15] -> [0.3]"),
+        ("--seed=1", "seed: 0 -> 1"),
+        ("--noise=paper", "noise: [] -> "),
+        ("--limit=3", "images.count: 2 -> 3"),
+    ):
+        assert run(other) == 2, other
+        assert change in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert run() == 0
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
-    def once(self, start, batch):
-        if start:
-            raise KeyboardInterrupt
-        written(self, start, batch)
 
-    monkeypatch.setattr(Store, "write", once)
-    assert run() == 130
-    for other in ("--step=10", "--keep=0.5", "--taus=0.3", "--seed=1", "--noise=paper"):
-        assert run(other) == 130
-        before = "1 of 2 measured before" in capsys.readouterr().out
-        assert before == (other == "--noise=paper"), other
+def test_what_is_not_ours_stays(workdir, tmp_path, capsys):
+    argv = ["--dataset=scenes", f"--checkpoint={workdir}", f"--out={tmp_path}", "--limit=2"]
+    (tmp_path / "scores.json").write_text("mine")
+    assert score(argv) == 2
+    assert "got scores.json in" in capsys.readouterr().err
+    (tmp_path / "scores.json").unlink()
+    with Lock(tmp_path / ".lock"):
+        assert score(argv) == 2
+    assert f"got process {os.getpid()} on" in capsys.readouterr().err
+    (tmp_path / "measured").mkdir()
+    (tmp_path / "measured" / "00000000.npz").write_text("mine")
+    assert score([*argv, "--size=32", "--samples=10", "--no-random", "--layers=-1"]) == 0
+    assert (tmp_path / "measured" / "00000000.npz").read_text() == "mine"
+
+
+@pytest.mark.parametrize("layer", ["0", "-1"])
+def test_a_network_that_gives_nan_is_an_error(layer, tiny, tmp_path, capsys):
+    arrays = safetensors.numpy.load_file(tiny)
+    arrays = {n: np.full_like(a, np.nan) if "qkv" in n else a for n, a in arrays.items()}
+    broken = tmp_path / "broken.safetensors"
+    safetensors.numpy.save_file(arrays, broken)
+    argv = ["--dataset=scenes", f"--checkpoint={broken}", "--heads=3", "--image-size=32"]
+    argv += [f"--out={tmp_path / 'out'}", "--limit=2", f"--layers={layer}"]
+    assert score(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: 0: ")
+    assert "check the weights" in error
+    assert not (tmp_path / "out" / "scores.json").exists()
 
 
 def test_noise_has_the_papers_settings(scored):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crate_jax import inference as networks
+from crate_jax import inference
 from crate_jax.score.__main__ import main as score
 
 PERSON, CAR, BIRD, VOID = 15, 7, 3, 255
@@ -49,16 +49,18 @@ def voc(tmp_path):
 def seeing(monkeypatch):
     """In place of attention: head 0 is a patch's red, head 1 its green, in exact steps."""
 
-    def cls_maps(network, layers):
+    def attention_of_layers(network, layers):
         def run(params, images):
             cells = images.reshape(len(images), 4, 8, 4, 8, 3).astype(jnp.float32).mean((2, 4))
             maps = jnp.moveaxis(jnp.round(cells / 64)[..., :2], -1, 1)
             maps = maps.reshape(len(images), 1, 2, 16)
-            return jnp.repeat(maps, len(layers), axis=1)
+            nothing = jnp.zeros((len(images), len(layers)))
+            maps = jnp.repeat(maps, len(layers), axis=1)
+            return {"maps": maps, "coding_rate": nothing, "sparsity": nothing}
 
         return run
 
-    monkeypatch.setattr(networks, "cls_maps", cls_maps)
+    monkeypatch.setattr(inference, "attention_of_layers", attention_of_layers)
 
 
 def run(checkpoint, root, out, *extra):
@@ -92,10 +94,10 @@ def test_values_counted_by_hand(tiny, voc, seeing, tmp_path, capsys):
     expected = {
         "area/best": ((1 + 0.125) / 2, 1),
         "area/mean": ((0.5 + 0.2625) / 2, (1 / 3 + 1) / 2),
-        "area/single": (0.2625, 1),  # head 1
+        "area/fixed": (0.2625, 1 / 3),  # head 1, the bird's; head 0, the person's
         "mass/best": ((2 / 3 + 1) / 2, 0.5),
         "mass/mean": ((1 / 3 + 0.5) / 2, 0.25),
-        "mass/single": (1 / 3, 0.5),  # head 0
+        "mass/fixed": (1 / 3, 0.0),  # head 0, the bird's; head 1, the car's
     }
     for name, images in expected.items():
         for layer in ("layer01", "layer02"):
@@ -103,18 +105,27 @@ def test_values_counted_by_hand(tiny, voc, seeing, tmp_path, capsys):
             assert figure["value"] == pytest.approx(np.mean(images), abs=1e-9), name
             # Of two images, every mean drawn lies between them, and the ends are drawn often.
             assert (figure["low"], figure["high"]) == pytest.approx((min(images), max(images)))
-    # The first image's maps against the second's bird: area 1/3 and 1, mass 384 / 768 and 0.
-    for name, value in (("area/best", 1), ("area/mean", 2 / 3), ("mass/best", 0.5)):
+    # The first image's maps against the second's bird: area 1/3 and 1, mass 384 / 768 and 0. The
+    # second's (the last that holds an object) against the first's person and car. Area, head 0:
+    # the left half, person 768 / 768 and car 0; head 1: the lower half, 0.4 and 128 / 1024. Mass,
+    # head 0: the lower left, 512 / 768 and 0; head 1: nothing.
+    for name, images in {
+        "area/best": (1, (1 + 0.125) / 2),
+        "area/mean": (2 / 3, (0.5 + 0.2625) / 2),
+        "mass/best": (0.5, (2 / 3 + 0) / 2),
+    }.items():
         other = result["scores"][f"cls_iou_other/{name}/layer01"]["value"]
-        assert other == pytest.approx(value), name
+        assert other == pytest.approx(np.mean(images)), name
     # All ones: 3/7 and 1/14 of 1792 valid pixels; half of the second image.
     assert result["scores"]["cls_iou_all_ones"]["value"] == pytest.approx((0.25 + 0.5) / 2)
     # Centre box: person 256 / 1024, car 0; bird 192 / 960.
     assert result["scores"]["cls_iou_centre_box"]["value"] == pytest.approx((0.125 + 0.2) / 2)
     for name, value in {"keep": 0.5, "size": [32, 32], "attention_layers": [0, 1]}.items():
         assert result["settings"][name] == value
-    assert "78.1" in capsys.readouterr().out  # area, best head, in the table
-    assert "78.1" in (out / "index.html").read_text()
+    assert "0.781" in capsys.readouterr().out  # area, best head, in the table
+    page = (out / "index.html").read_text()
+    for text in ("0.781", "AUROC", "pointing", "own − other", "another image"):
+        assert text in page
 
 
 def test_random_weights_and_gain(tiny, voc, tmp_path):
