@@ -302,14 +302,25 @@ def with_packaged_configs(argv: Iterable[str]) -> list[str]:
 
 
 def packaged_config(file: str) -> str:
-    """A config FILE.py[:ARG]: itself where it exists, else configs/NAME.py from the package."""
-    path, colon, argument = file.partition(":")
+    """A config FILE.py[:ARG]: itself where it exists, else that `recipe` of the package."""
+    path, _, argument = file.partition(":")
     if pathlib.Path(path).exists() or pathlib.Path(path).parent.name != "configs":
         return file
-    for packaged in packaged_configs():
-        if packaged.name == pathlib.Path(path).name:
-            return f"{packaged}{colon}{argument}"
-    return file
+    found = recipe(pathlib.Path(path).stem, argument)
+    return ":".join(map(str, filter(None, found))) if found else file
+
+
+def recipe(name: str, argument: str | None = None) -> tuple[pathlib.Path, str] | None:
+    """The package's config file of a name, and its argument; None where there is no such file.
+
+    `RECIPE_VALUE` stands for `RECIPE.py:VALUE`, as imagenet_t for imagenet.py:t: the value of the
+    recipe's first argument.
+    """
+    files = {path.stem: path for path in packaged_configs()}
+    if name in files:
+        return files[name], argument or ""
+    stem, _, first = name.rpartition("_")
+    return (files[stem], ",".join(filter(None, (first, argument)))) if stem in files else None
 
 
 def check_config(argv: Iterable[str]) -> None:

@@ -42,15 +42,16 @@ def load(name: str, arg: str | None = None) -> ml_collections.ConfigDict:
     """The config of `--config=configs/NAME.py:ARG`, from the files that come with the package.
 
     Args:
-        name: of the file, without its suffix.
+        name: of the file, without its suffix; RECIPE_VALUE stands for RECIPE.py:VALUE.
         arg: its argument, such as "images=20000"; None for its defaults.
 
     Raises:
         ValueError: where there is no such file; names the nearest.
     """
-    files = {path.stem: path for path in command_line.packaged_configs()}
-    choices("config", name, tuple(files))
-    return read(files[name], arg)
+    found = command_line.recipe(name, arg)
+    if found is None:
+        choices("config", name, tuple(path.stem for path in command_line.packaged_configs()))
+    return read(*found)
 
 
 def read(path: str | pathlib.Path, arg: str | None = None) -> ml_collections.ConfigDict:

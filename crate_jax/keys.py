@@ -183,7 +183,7 @@ KEYS = (
     ),
     Key("data.flip", True, "mirror half of the images", TRUTH),
     Key("data.randaugment_layers", 0, "operations in a row; 0: none", whole(0, 100)),
-    Key("data.randaugment_magnitude", 9.0, "0 to 10", number(0, 10)),
+    Key("data.randaugment_magnitude", 9.0, "of these operations, 0 to 10", number(0, 10)),
     Key("data.scenes.train_length", 10_000, "scenes in an epoch", whole(1, 2**31 - 1)),
     Key("data.scenes.val_length", 2_000, "held-out scenes", whole(1, 2**31 - 1)),
     Key(

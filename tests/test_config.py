@@ -33,11 +33,36 @@ def test_every_config_resolves_and_describes_a_network(path):
 
 @pytest.mark.parametrize("size", "tsbl")
 def test_imagenet_twins(size):
-    module = load(ROOT / "configs" / f"imagenet_{size}.py")
-    assert module.get_config("model=vit").model.family == "vit"
-    assert module.get_config("nonlinearity=mlp").model.nonlinearity == "mlp"
+    assert configuration.load("imagenet", f"size={size},model=vit").model.family == "vit"
+    assert configuration.load("imagenet", f"{size},nonlinearity=mlp").model.nonlinearity == "mlp"
     with pytest.raises(ValueError, match="did you mean model"):
-        module.get_config("modle=vit")
+        configuration.load("imagenet", f"{size},modle=vit")
+
+
+def test_alpha_is_fine_tuned_as_its_code_does():
+    """Of the authors' fine_tuning_in1k.py, with base rate 1e-5 times batch / 256."""
+    c = configuration.load("finetune", "model=crate-alpha-b16")
+    assert (c.batch_size, c.epochs, c.optimizer.warmup) == (4096, 91, "10 epochs")
+    assert (c.optimizer.name, c.optimizer.b1, c.optimizer.b2) == ("adamw", 0.9, 0.95)
+    assert (c.optimizer.weight_decay, c.optimizer.decay_mask) == (0.1, "kernel")
+    assert c.optimizer.learning_rate == pytest.approx(1e-5 * 4096 / 256)
+    assert c.optimizer.learning_rate * c.optimizer.end_factor == pytest.approx(1e-6)
+    assert c.optimizer.clip_norm == 1.0
+    assert (c.mixup, c.cutmix, c.mixup_switch, c.label_smoothing) == (0.8, 1.0, 0.5, 0.1)
+    assert (c.data.randaugment_layers, c.data.randaugment_magnitude) == (2, 9)
+    assert (c.data.crop, c.data.crop_scale, c.data.flip) == ("random", (0.08, 1.0), True)
+    pretraining = configuration.load("alpha", "b,patch=16")
+    assert pretraining.optimizer.learning_rate == 8e-4
+    assert pretraining.optimizer.learning_rate * pretraining.optimizer.end_factor == 1e-6
+
+
+def test_other_networks_are_fine_tuned_as_the_paper_says():
+    c = configuration.load("finetune", "pets,model=crate-s8")
+    assert (c.optimizer.learning_rate, c.optimizer.weight_decay, c.batch_size) == (5e-5, 0.01, 256)
+    assert (c.data.name, c.data.dataset, c.model.classes) == ("tfds", "oxford_iiit_pet", 37)
+    assert configuration.load("finetune", "cifar10").batch_size == 128
+    with pytest.raises(ValueError, match="dataset: expected one of imagenet, cifar10"):
+        configuration.load("finetune", "cifar")
 
 
 def resolved(changes=()):
@@ -197,6 +222,10 @@ def test_config_files_of_the_package_are_loaded_by_name():
     config = configuration.load("scenes_tiny", "images=64")
     assert config == load(ROOT / "configs" / "scenes_tiny.py").get_config("images=64")
     assert configuration.load("imagenet_t").model.dim == 384
+    assert configuration.load("imagenet_b") == configuration.load("imagenet", "size=b")
+    assert configuration.load("imagenet21k_s8", "model=vit").model.family == "vit"
+    with pytest.raises(ValueError, match="size: expected one of t, s, b, l, got 'x'"):
+        configuration.load("imagenet_x")
     with pytest.raises(ValueError, match="got 'scene_tiny', did you mean scenes_tiny"):
         configuration.load("scene_tiny")
 

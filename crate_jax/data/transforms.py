@@ -17,7 +17,7 @@ _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-_FILL = (128, 128, 128)  # what RandAugment's geometric operations bring in from outside
+_FILL = (124, 116, 104)  # ImageNet's mean, which RandAugment's geometry brings in from outside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,13 +193,18 @@ def resize_centre_crop(
 def rand_augment(
     image: np.ndarray, rng: np.random.Generator, layers: int = 2, magnitude: float = 9.0
 ) -> np.ndarray:
-    """RandAugment (Cubuk et al., arXiv 1909.13719): `layers` operations, each uniform among 14.
+    """RandAugment (arXiv 1909.13719) as CRATE-alpha's code has it, which follows timm's.
 
-    With s = magnitude / 10 and a random sign: rotation +-30 s degrees; shear +-0.3 s; translation
-    +-0.45 s of the side; brightness, colour, contrast and sharpness factor 1 +- 0.9 s; posterize to
-    8 - round(4 s) bits; solarize above 256 (1 - s); autocontrast, equalize and identity have no
-    strength. Ranges are those of torchvision with its magnitude 3 s x 10. What enters from outside
-    is grey 128.
+    `layers` times an operation is drawn, uniform among 15, and acts with probability 1/2. Its
+    strength is s = m / 10 with m from a normal about `magnitude` of deviation 0.5, and its sign
+    random: rotation by 30 s degrees about the centre; shear by 0.3 s about the top left corner;
+    translation by 100/224 s of the side (100 s px at 224 px); brightness, colour, contrast and
+    sharpness by a factor of 1 +- 0.9 s, at least 0.1; posterize to 4 - int(4 s) bits, at least 1;
+    solarize from 256 - int(256 s); SolarizeAdd int(110 s) below 128; autocontrast, equalize and
+    invert have no strength. What enters from outside is (124, 116, 104).
+
+    Deviation: contrast is relative to the image's mean grey, as Pillow's and timm's; theirs is
+    relative to a constant, the number of pixels / 256 (196 at 224 px).
 
     Args:
       image: uint8[h, w, 3].
@@ -213,46 +218,55 @@ def rand_augment(
     picture = Image.fromarray(image)
     for _ in range(layers):
         operation = _OPERATIONS[rng.integers(len(_OPERATIONS))]
+        strength = max(0.0, rng.normal(magnitude, 0.5) / 10)
         sign = 1 if rng.random() < 0.5 else -1
-        picture = operation(picture, magnitude / 10, sign)
+        if rng.random() < 0.5:
+            picture = operation(picture, strength, sign)
     return np.array(picture)
 
 
-def _affine(picture: Image.Image, matrix: tuple) -> Image.Image:
-    """Warps about the centre; matrix (a, b, c, d, e, f) maps output to input coordinates."""
-    a, b, c, d, e, f = matrix
-    x, y = picture.width / 2, picture.height / 2
-    about_centre = (a, b, c + x - a * x - b * y, d, e, f + y - d * x - e * y)
+def _affine(picture: Image.Image, a: float, b: float, c: float, d: float, e: float, f: float):
+    """Pixel (x, y) of the result, counted from the top left one, is (ax + by + c, dx + ey + f)."""
+    half = 0.5 - 0.5 * (a + b), 0.5 - 0.5 * (d + e)  # Pillow counts from that pixel's corner
     return picture.transform(
         picture.size,
         Image.Transform.AFFINE,
-        about_centre,
+        (a, b, c + half[0], d, e, f + half[1]),
         resample=Image.Resampling.BILINEAR,
         fillcolor=_FILL,
     )
 
 
+def _rotate(picture: Image.Image, s: float, sign: int) -> Image.Image:
+    return picture.rotate(sign * 30 * s, Image.Resampling.BILINEAR, fillcolor=_FILL)
+
+
+def _solarize_add(picture: Image.Image, s: float, sign: int) -> Image.Image:
+    del sign
+    return picture.point([min(255, x + int(110 * s)) if x < 128 else x for x in range(256)] * 3)
+
+
 def _enhance(enhancer):
-    return lambda picture, s, sign: enhancer(picture).enhance(1 + sign * 0.9 * s)
+    return lambda picture, s, sign: enhancer(picture).enhance(max(0.1, 1 + sign * 0.9 * s))
 
 
+_REACH = 100 / 224  # of a translation at full strength, as a part of the side
 _OPERATIONS = (
-    lambda picture, s, sign: picture,
     lambda picture, s, sign: ImageOps.autocontrast(picture),
     lambda picture, s, sign: ImageOps.equalize(picture),
-    lambda picture, s, sign: picture.rotate(
-        sign * 30 * s, resample=Image.Resampling.BILINEAR, fillcolor=_FILL
-    ),
-    lambda picture, s, sign: _affine(picture, (1, sign * 0.3 * s, 0, 0, 1, 0)),
-    lambda picture, s, sign: _affine(picture, (1, 0, 0, sign * 0.3 * s, 1, 0)),
-    lambda picture, s, sign: _affine(picture, (1, 0, sign * 0.45 * s * picture.width, 0, 1, 0)),
-    lambda picture, s, sign: _affine(picture, (1, 0, 0, 0, 1, sign * 0.45 * s * picture.height)),
-    lambda picture, s, sign: ImageOps.posterize(picture, 8 - round(4 * s)),
-    lambda picture, s, sign: ImageOps.solarize(picture, round(256 * (1 - s))),
+    lambda picture, s, sign: ImageOps.invert(picture),
+    _rotate,
+    lambda picture, s, sign: ImageOps.posterize(picture, max(1, 4 - int(4 * s))),
+    lambda picture, s, sign: ImageOps.solarize(picture, 256 - int(256 * min(1, s))),
+    _solarize_add,
     _enhance(ImageEnhance.Color),
     _enhance(ImageEnhance.Contrast),
     _enhance(ImageEnhance.Brightness),
     _enhance(ImageEnhance.Sharpness),
+    lambda picture, s, sign: _affine(picture, 1, sign * 0.3 * s, 0, 0, 1, 0),
+    lambda picture, s, sign: _affine(picture, 1, 0, 0, sign * 0.3 * s, 1, 0),
+    lambda picture, s, sign: _affine(picture, 1, 0, sign * _REACH * s * picture.width, 0, 1, 0),
+    lambda picture, s, sign: _affine(picture, 1, 0, 0, 0, 1, sign * _REACH * s * picture.height),
 )
 
 

@@ -23,6 +23,11 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def described(default: Any, meaning: str) -> Any:
+    """A field of a config with its meaning, which `python -m crate_jax.keys` prints."""
+    return dataclasses.field(default=default, metadata={"meaning": meaning})
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageModelConfig:
     """Fields shared by the families. Everything that weights alone do not tell is here.
@@ -33,18 +38,22 @@ class ImageModelConfig:
 
     family: ClassVar[str]
 
-    image_size: tuple[int, int] = (224, 224)  # (height, width) that the positions belong to
-    patch_size: int = 16
-    dim: int = 768
-    depth: int = 12
-    heads: int = 12
-    head_dim: int = None  # type: ignore[assignment]  # becomes dim / heads below
-    classes: int = 1000  # 0: no head; the features are returned as logits
-    pool: Literal["cls", "mean"] = "cls"
-    positions: Rule = "size"  # how positions are resampled to another image size
+    image_size: tuple[int, int] = described(
+        (224, 224), "px, (height, width) that the positions belong to"
+    )
+    patch_size: int = described(16, "px, side of a patch")
+    dim: int = described(768, "of a token, d")
+    depth: int = described(12, "layers")
+    heads: int = described(12, "of attention")
+    head_dim: int = described(None, "None: dim / heads")
+    classes: int = described(1000, "0: no head; the features are returned as logits")
+    pool: Literal["cls", "mean"] = described("cls", "what the head reads: cls, or mean of tokens")
+    positions: Rule = described(
+        "size", f"how positions are resampled to another image size: {', '.join(RULES)}"
+    )
     epsilon: float  # of every LayerNorm
-    mean: tuple[float, float, float] = IMAGENET_MEAN  # of images scaled to [0, 1]
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, float, float] = described(IMAGENET_MEAN, "of images scaled to [0, 1]")
+    std: tuple[float, float, float] = described(IMAGENET_STD, "likewise")
 
     def __post_init__(self):
         size = self.image_size

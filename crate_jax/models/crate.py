@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from crate_jax.models.base import Computation, ImageModelConfig, Transformer
+from crate_jax.models.base import Computation, ImageModelConfig, Transformer, described
 from crate_jax.models.layers import ISTA, MSSA, Layer, Tokens, layer_norm
 from crate_jax.models.linear import LinearOptions, linear
 from crate_jax.models.patches import patchify
@@ -29,16 +29,16 @@ class CrateConfig(ImageModelConfig):
 
     family: ClassVar[str] = "crate"
 
-    attention: Attention = "mssa"  # "mhsa": untied query, key, value (CRATE-MHSA)
-    nonlinearity: Nonlinearity = "ista"  # "ista-soft-threshold" (CRATE-sth), "mlp"
-    step_size: float = 0.1  # eta of ISTA
-    lambd: float = 0.1  # lambda of ISTA
-    # Whether the MLP of the ablation CRATE-MLP has a skip around it; no source settles it, and
-    # without one an MLP layer has no path for the identity. ISTA never has one.
-    mlp_skip: bool = True
+    attention: Attention = described("mssa", "mhsa: untied query, key, value (CRATE-MHSA)")
+    nonlinearity: Nonlinearity = described("ista", "ista-soft-threshold (CRATE-sth), mlp")
+    step_size: float = described(0.1, "eta of ISTA")
+    lambd: float = described(0.1, "lambda of ISTA")
+    # No source settles it, and without one an MLP layer has no path for the identity. ISTA never
+    # has one.
+    mlp_skip: bool = described(True, "a skip around the MLP of the ablation CRATE-MLP")
     # The released demo model has LN + Linear(768, head_hidden) + Linear(head_hidden, classes).
-    head_hidden: int | None = None
-    epsilon: float = 1e-5
+    head_hidden: int | None = described(None, "width of a second linear map in the head")
+    epsilon: float = described(1e-5, "of every LayerNorm")
 
     def __post_init__(self):
         super().__post_init__()

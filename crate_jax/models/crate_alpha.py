@@ -10,7 +10,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from crate_jax.models.base import Computation, ImageModelConfig, Transformer
+from crate_jax.models.base import Computation, ImageModelConfig, Transformer, described
 from crate_jax.models.layers import MSSA, Layer, Tokens, layer_norm
 from crate_jax.models.linear import kaiming_uniform, linear
 from crate_jax.models.patches import patchify
@@ -22,15 +22,14 @@ class CrateAlphaConfig(ImageModelConfig):
 
     family: ClassVar[str] = "crate_alpha"
 
-    overcomplete: int = 4  # columns of D per dimension
-    step_size: float = 0.1  # eta
-    lambd: float = 0.1  # lambda
-    epsilon: float = 1e-6  # of the LayerNorms in the layers
-    # Of the LayerNorm before the head: 1e-5 in the authors' PyTorch class, 1e-6 in their JAX code.
-    head_epsilon: float = 1e-5
-    # MSSA's output map where one head has the full width: the authors' JAX class has it then too,
-    # their PyTorch class does not.
-    full_width_output: bool = False
+    overcomplete: int = described(4, "columns of D per dimension")
+    step_size: float = described(0.1, "eta")
+    lambd: float = described(0.1, "lambda")
+    epsilon: float = described(1e-6, "of the LayerNorms in the layers")
+    # 1e-5 in the authors' PyTorch class, 1e-6 in their JAX code.
+    head_epsilon: float = described(1e-5, "of the LayerNorm before the head")
+    # The authors' JAX class has it then too, their PyTorch class does not.
+    full_width_output: bool = described(False, "MSSA's output map where one head is as wide as z")
 
     def __post_init__(self):
         super().__post_init__()

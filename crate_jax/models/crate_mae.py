@@ -14,6 +14,7 @@ from crate_jax.models.base import (
     Computation,
     ImageModelConfig,
     Transformer,
+    described,
     run_layers,
 )
 from crate_jax.models.layers import (
@@ -36,14 +37,14 @@ class CrateMAEConfig(ImageModelConfig):
 
     family: ClassVar[str] = "crate_mae"
 
-    decoder_depth: int = 12
-    mask_ratio: float = 0.75
-    step_size: float = 0.1  # eta of ISTA
-    # lambda of ISTA. Published files carry theirs in the name: `lmd5.0` needs 5.
-    lambd: float = 0.5
-    classes: int = 0
-    epsilon: float = 1e-5  # of the LayerNorms in the layers
-    norm_epsilon: float = 1e-6  # of the norms after the encoder and after the decoder
+    decoder_depth: int = described(12, "layers of the decoder")
+    mask_ratio: float = described(0.75, "of the patches, hidden in training")
+    step_size: float = described(0.1, "eta of ISTA")
+    # Published files carry theirs in the name: `lmd5.0` needs 5.
+    lambd: float = described(0.5, "lambda of ISTA")
+    classes: int = described(0, "none: it reconstructs patches")
+    epsilon: float = described(1e-5, "of the LayerNorms in the layers")
+    norm_epsilon: float = described(1e-6, "of the norms after the encoder and after the decoder")
 
     def __post_init__(self):
         super().__post_init__()

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from crate_jax.models.base import Computation, ImageModelConfig, Transformer
+from crate_jax.models.base import Computation, ImageModelConfig, Transformer, described
 from crate_jax.models.layers import Heads, Layer, Tokens, attend, layer_norm
 from crate_jax.models.linear import LinearOptions, linear
 from crate_jax.models.patches import patchify
@@ -26,8 +26,8 @@ class ViTConfig(ImageModelConfig):
 
     family: ClassVar[str] = "vit"
 
-    mlp_ratio: float = 4.0
-    epsilon: float = 1e-6
+    mlp_ratio: float = described(4.0, "width of the MLP by dim")
+    epsilon: float = described(1e-6, "of every LayerNorm")
 
     def __post_init__(self):
         super().__post_init__()

@@ -182,7 +182,8 @@ def test_what_is_no_image_file_is_skipped_and_listed(root):
 
 
 def test_limit_in_megapixels_is_an_option(root):
-    config = data.default_config() | {"name": "folder", "root": root, "max_megapixels": 0.0004}
+    config = configuration.default().data.to_dict()
+    config |= {"name": "folder", "root": root, "max_megapixels": 0.0004}
     with pytest.raises(CorruptImage, match=r"20 x 24 pixels, more than max_megapixels=0.0004"):
         data.source(config, "val")[0]
 

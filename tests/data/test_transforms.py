@@ -137,51 +137,65 @@ def operations(picture, magnitude):
 def test_randaugment_operations_against_pillow_and_closed_forms(picture):
     image = Image.fromarray(picture)
     results = operations(picture, 5)
-    assert len(results) == 14
+    assert len(results) == 15
     x = picture.astype(int)
     expected = {
-        0: (picture, picture),
-        1: (ImageOps.autocontrast(image),) * 2,
-        2: (ImageOps.equalize(image),) * 2,
-        8: (picture & 0b11111100,) * 2,  # 8 - round(2) bits
-        9: (np.where(x < 128, x, 255 - x),) * 2,
-        10: (ImageEnhance.Color(image).enhance(1.45), ImageEnhance.Color(image).enhance(0.55)),
-        12: (np.clip(np.floor(x * 1.45), 0, 255), np.floor(x * 0.55)),
+        0: (ImageOps.autocontrast(image),) * 2,
+        1: (ImageOps.equalize(image),) * 2,
+        2: (255 - x,) * 2,
+        4: (x & 0b11000000,) * 2,  # 4 - int(2.0) bits
+        5: (np.where(x < 128, x, 255 - x),) * 2,
+        6: (np.where(x < 128, x + 55, x),) * 2,
+        7: (ImageEnhance.Color(image).enhance(1.45), ImageEnhance.Color(image).enhance(0.55)),
+        9: (np.clip(np.floor(x * 1.45), 0, 255), np.floor(x * 0.55)),
     }
     for k, pair in expected.items():
         for result, wanted in zip(results[k], pair, strict=True):
             assert np.abs(result.astype(int) - np.asarray(wanted).astype(int)).max() <= 1, k
     # geometry, by where the pixels of a ramp come from
-    columns, rows = np.meshgrid(np.arange(200.0), np.arange(200.0))
+    rows, columns = np.mgrid[:200, :200].astype(float)
     ramp = np.stack([columns, rows, np.zeros((200, 200))], -1).astype(np.uint8)
     moved = operations(ramp, 5)
     inner = np.s_[80:120, 80:120]
-    r, c = rows[inner] + 0.5 - 100, columns[inner] + 0.5 - 100
+    r, c = rows[inner], columns[inner]
     angle = np.deg2rad(15)
+    turned = (c - 99.5) + 1j * (r - 99.5)
+    turned = turned * np.exp(1j * angle)
     sources = {
-        3: (c * np.cos(angle) - r * np.sin(angle), c * np.sin(angle) + r * np.cos(angle)),
-        4: (c + 0.15 * r, r),
-        5: (c, r + 0.15 * c),
-        6: (c + 45, r),
-        7: (c, r + 45),
+        3: (turned.real + 99.5, turned.imag + 99.5),
+        11: (c + 0.15 * r, r),
+        12: (c, r + 0.15 * c),
+        13: (c + 0.5 * 100 / 224 * 200, r),
+        14: (c, r + 0.5 * 100 / 224 * 200),
     }
     for k, (source_c, source_r) in sources.items():
-        np.testing.assert_allclose(moved[k][0][inner][..., 0], source_c + 99.5, atol=1.1, err_msg=k)
-        np.testing.assert_allclose(moved[k][0][inner][..., 1], source_r + 99.5, atol=1.1, err_msg=k)
-    assert (moved[6][0][:, -40:] == 128).all()
+        np.testing.assert_allclose(moved[k][0][inner][..., 0], source_c, atol=1.1, err_msg=k)
+        np.testing.assert_allclose(moved[k][0][inner][..., 1], source_r, atol=1.1, err_msg=k)
+    # what comes from outside is ImageNet's mean; a row that is sheared starts at the corner
+    assert (moved[13][0][:, -40:] == (124, 116, 104)).all()
+    np.testing.assert_array_equal(moved[11][0][0], ramp[0])
+    np.testing.assert_array_equal(moved[12][0][:, 0], ramp[:, 0])
 
 
-def test_randaugment_strength_zero_changes_nothing_geometric(picture):
+def test_randaugment_at_the_ends_of_its_strength(picture):
     for k, (plus, minus) in enumerate(operations(picture, 0)):
-        if k not in (1, 2):  # autocontrast and equalize have no strength
+        if k in (3, *range(5, 15)):  # no strength, no change; posterize still keeps 4 bits
             np.testing.assert_array_equal(plus, minus)
             np.testing.assert_array_equal(plus, picture)
+    strong = operations(picture, 11)  # the normal about 9 reaches there
+    np.testing.assert_array_equal(strong[4][0], picture & 0b10000000)
+    np.testing.assert_array_equal(strong[5][0], 255 - picture)
+    dark = np.asarray(ImageEnhance.Brightness(Image.fromarray(picture)).enhance(0.1))
+    np.testing.assert_array_equal(strong[9][1], dark)
 
 
-def test_randaugment_draws_from_all_operations(picture):
+def test_randaugment_draws_from_all_operations_and_half_the_time_none(picture):
     small = np.ascontiguousarray(picture[::8, ::8])
-    results = [transforms.rand_augment(small, rng(s), 1, 9) for s in range(200)]
-    assert len({r.tobytes() for r in results}) >= 20  # 14 operations, most with two signs
+    results = [transforms.rand_augment(small, rng(s), 1, 9).tobytes() for s in range(400)]
+    assert 0.44 < results.count(small.tobytes()) / 400 < 0.56
+    assert len(set(results)) >= 60  # the strength varies
+    twice = [transforms.rand_augment(small, rng(s), 2, 9).tobytes() for s in range(400)]
+    assert 0.19 < twice.count(small.tobytes()) / 400 < 0.31
     np.testing.assert_array_equal(
         transforms.rand_augment(small, rng(1)), transforms.rand_augment(small, rng(1))
     )

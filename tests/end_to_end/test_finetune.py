@@ -3,20 +3,19 @@
 import numpy as np
 import pytest
 
+from crate_jax import config as configuration
 from crate_jax.convert import __main__ as convert
 from crate_jax.convert import run_directory
 from crate_jax.models.positions import resize_positions
 from crate_jax.training import loop
 from tests.end_to_end import runs
-from tests.test_config import CONFIGS, load
 
 REFERENCE = runs.ROOT / "tests" / "reference" / "crate_mini.npz"
 
 
 def finetune(images, source, **changes):
-    """configs/finetune_flowers.py for the small network of the reference, on folders of JPEGs."""
-    (path,) = [path for path in CONFIGS if path.stem == "finetune_flowers"]
-    c = load(path).get_config()
+    """configs/finetune.py:flowers for the small network of the reference, on folders of JPEGs."""
+    c = configuration.load("finetune", "flowers")
     c.steps, c.epochs, c.batch_size, c.init_from = 1, None, 8, str(source)
     c.model.patch_size, c.model.dim, c.model.heads, c.model.depth = 8, 48, 4, 3
     c.model.image_size, c.data.image_size, c.model.classes = (48, 48), 48, 3

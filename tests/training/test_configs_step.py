@@ -13,33 +13,38 @@ from crate_jax import config as configuration
 from crate_jax.models import base, variants
 from crate_jax.training import optim
 from crate_jax.training import step as steps
-from tests.test_config import CONFIGS, load
+from tests.test_config import CONFIGS
 
 # One step is run of each program: its speed does not matter, that of the compiler does.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-BY_NAME = {path.stem: path for path in CONFIGS}
-ARGUMENTS = [(name, "") for name in BY_NAME] + [
+ARGUMENTS = [(path.stem, "") for path in CONFIGS] + [
     ("imagenet_b", "model=vit"),
     ("imagenet_b", "attention=mhsa"),
     ("imagenet_b", "nonlinearity=mlp"),
     ("imagenet_b", "nonlinearity=ista-soft-threshold"),
-    ("finetune_imagenet", "model=crate-alpha-b16"),
+    ("finetune", "dataset=cifar10"),
+    ("finetune", "model=crate-alpha-b16"),
 ]
 # Of full size, built from shapes alone: every argument that a docstring names.
 MORE = [
     *(
-        (f"imagenet_{size}", twin)
+        ("imagenet", f"{size}{twin}")
         for size in "tsbl"
-        for twin in ("model=vit", "attention=mhsa", "nonlinearity=mlp")
+        for twin in ("", ",model=vit", ",attention=mhsa", ",nonlinearity=mlp")
     ),
-    *((f"imagenet21k_{size}", twin) for size in ("s8", "b8") for twin in ("model=vit",)),
-    ("imagenet21k_s8", "attention=mhsa"),
-    ("imagenet21k_s8", "nonlinearity=mlp"),
-    ("imagenet21k_s8", "nonlinearity=ista-soft-threshold"),
-    ("alpha_b", "patch=32"),
-    ("alpha_b", "patch=8"),
-    ("mae_b", "size=s16"),
-    ("finetune_cifar10", "model=crate-s8"),
+    *(
+        ("imagenet21k", f"{size}{twin}")
+        for size in ("t8", "s8", "b8")
+        for twin in ("", ",model=vit")
+    ),
+    ("imagenet21k", "s8,attention=mhsa"),
+    ("imagenet21k", "s8,nonlinearity=mlp"),
+    ("imagenet21k", "s8,nonlinearity=ista-soft-threshold"),
+    *(("alpha", f"b,patch={patch}") for patch in (32, 8)),
+    *(("alpha", f"l,patch={patch}") for patch in (32, 14, 8)),
+    ("alpha", "h,patch=14"),
+    *(("mae", size) for size in "tsbl"),
+    *(("finetune", f"{dataset},model=crate-s8") for dataset in ("cifar100", "flowers", "pets")),
 ]
 
 
@@ -59,7 +64,7 @@ def toy(config):
 
 @pytest.mark.parametrize(("name", "argument"), ARGUMENTS + MORE)
 def test_builds_abstractly_at_full_size(name, argument):
-    config = configuration.resolve(load(BY_NAME[name]).get_config(argument or None))
+    config = configuration.resolve(configuration.load(name, argument))
     model = variants.from_dict(config.model.to_dict())
     shapes = base.split(variants.abstract(model, dtype=config.dtype))[1]
     optimizer = optim.optimizer(config.optimizer, lambda _: 1e-3)
@@ -94,7 +99,7 @@ def stepped(text):
 
 @pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
 def test_takes_a_step(name, argument):
-    c = toy(load(BY_NAME[name]).get_config(argument or None))
+    c = toy(configuration.load(name, argument))
     keys = ("model", "optimizer", "dtype", "remat", "label_smoothing")
     keys += ("mixup", "cutmix", "mixup_switch")
     text = json.dumps({key: configuration.plain(c)[key] for key in keys}, sort_keys=True)
