@@ -63,7 +63,7 @@ _METAVARS = {
 
 def main(argv: list[str]) -> int:
     """Dispatches; returns the exit status (`command_line.run`)."""
-    from crate_jax.data.loader import WorkerDied
+    from crate_jax.data.processes import WorkerDied
     from crate_jax.training import checkpoint, distributed, loop
 
     def work() -> int:

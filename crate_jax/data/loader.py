@@ -6,36 +6,23 @@ iterator is the number of batches that it has handed out. Grain supplies the shu
 and the worker processes.
 """
 
-import contextlib
-import ctypes
-import multiprocessing
-import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-import cv2
 import grain
 import numpy as np
 from absl import flags, logging
 from grain.experimental import index_shuffle
 
-from crate_jax.data import randomness
+from crate_jax.data import processes, randomness, shared_batches
 from crate_jax.data.decode import CorruptImage, Encoded
-from crate_jax.data.shared_batches import Borrower, Lender, Lent
 
 Example = dict[str, np.ndarray]
 Transform = Callable[[np.ndarray | Encoded, np.random.Generator], np.ndarray]
 
 _PREFETCHED_BATCHES = 2  # ahead of the consumer, for each worker
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 _ATTEMPTS = 100  # neighbours to try in place of an unreadable example
-
-
-class WorkerDied(RuntimeError):
-    """A process that reads and decodes data has ended."""
 
 
 class Source(Protocol):
@@ -162,7 +149,7 @@ def train_iterator(
     """
     local = _local_batch_size(batch_size, process_index, process_count)
     make_batch = _TrainBatches(source, transform, batch_size, local, process_index, seed)
-    return TrainIterator(source, make_batch, _check_workers(workers))
+    return TrainIterator(source, make_batch, processes.check(workers))
 
 
 def eval_batches(
@@ -200,7 +187,7 @@ def eval_batches(
     """
     local = _local_batch_size(batch_size, process_index, process_count)
     make_batch = _EvalBatches(source, transform, batch_size, local, process_index)
-    return _iterate(make_batch, _check_workers(workers))
+    return _iterate(make_batch, processes.check(workers))
 
 
 def _iterate(make_batch: "_EvalBatches", workers: int) -> Iterator[Example]:
@@ -254,7 +241,7 @@ class _TrainBatches(_Batches):
             example, skipped = self._readable(self._shuffled(epoch, within), epoch)
             examples.append(example)
             replaced.append(skipped)
-        assert_no_backend()
+        processes.assert_no_backend()
         stacked = {name: _stack(examples, name) for name in ("image", "label", "index")}
         return stacked | {"replaced": np.array(replaced, np.int64)}
 
@@ -294,7 +281,7 @@ class _EvalBatches(_Batches):
         blank = {name: np.zeros_like(template[name]) for name in names} | {"index": np.int64(-1)}
         rows = [blank | example for example in read]
         rows += [blank] * (self.local - len(rows))
-        assert_no_backend()
+        processes.assert_no_backend()
         valid = np.array(["image" in example for example in read])
         valid = np.pad(valid, (0, self.local - len(read))).astype(bool)
         return {name: _stack(rows, name) for name in names} | {"valid": valid}
@@ -315,7 +302,7 @@ class _EvalBatches(_Batches):
         raise CorruptImage("Not one image of the dataset can be decoded.")
 
 
-def _stack(examples: list[Example], name: str) -> np.ndarray | Lent:
+def _stack(examples: list[Example], name: str) -> np.ndarray | shared_batches.Lent:
     values = [example[name] for example in examples]
     shapes = [np.shape(value) for value in values]
     odd = [i for i, shape in enumerate(shapes) if shape != shapes[0]]
@@ -325,7 +312,7 @@ def _stack(examples: list[Example], name: str) -> np.ndarray | Lent:
             f"{shapes[0]}, example {examples[odd[0]]['index']} has {shapes[odd[0]]}. Give a "
             "transform that crops or resizes to one size."
         )
-    return np.stack(values) if _lender is None else _lender.stack(values)
+    return shared_batches.stack(values)
 
 
 def _local_batch_size(batch_size: int, process_index: int, process_count: int) -> int:
@@ -338,12 +325,6 @@ def _local_batch_size(batch_size: int, process_index: int, process_count: int) -
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index {process_index} is not in [0, {process_count}).")
     return batch_size // process_count
-
-
-def _check_workers(workers: int) -> int:
-    if not 0 <= workers <= 256:
-        raise ValueError(f"workers must be from 0 to 256, got {workers}.")
-    return workers
 
 
 class _Prefetched(Iterator[Example]):
@@ -359,75 +340,18 @@ class _Prefetched(Iterator[Example]):
         )
         dataset = grain.MapDataset.source(make_batch)[start:].to_iter_dataset(options)
         if not in_process:
+            processes.make_room(workers)
             dataset = dataset.mp_prefetch(
                 grain.MultiprocessingOptions(workers, per_worker_buffer_size=_PREFETCHED_BATCHES),
-                worker_init_fn=_start_worker,
+                worker_init_fn=processes.start,
             )
         self._iterator = iter(dataset)
-        self._borrower = Borrower()
+        self._borrower = shared_batches.Borrower()
 
     def __next__(self) -> Example:
-        try:
+        with processes.watched():
             batch = next(self._iterator)
-        except RuntimeError as error:
-            if "terminated unexpectedly" not in str(error):
-                raise
-            raise WorkerDied(
-                f"A data worker died ({error}) No batch was lost. Exit code -9 most often means "
-                "that the machine ran out of memory: use fewer workers or a smaller batch, then "
-                "run again with the same workdir to continue from the last checkpoint."
-            ) from error
         return {name: self._borrower.open(value) for name, value in batch.items()}
 
     def close(self) -> None:
         self._iterator.close()
-
-
-_lender: Lender | None = None  # in worker processes
-
-
-def _start_worker(worker_index: int, worker_count: int) -> None:
-    """Runs first in every worker process."""
-    del worker_index, worker_count
-    cv2.setNumThreads(1)  # one core for each worker
-    _keep_freed_memory()
-    global _lender
-    _lender = Lender()
-    # Ctrl-C and a scheduler's SIGTERM reach the whole process group: the parent saves and stops us.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # ... unless it was killed: then nobody else would end this process.
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _keep_freed_memory() -> None:
-    """Lets glibc reuse the memory of images and batches instead of asking the kernel each time.
-
-    Fresh pages cost a fault each, some 50 an image. Elsewhere than on glibc: no effect.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
-            libc.mallopt(parameter, 2**30)
-
-
-def _exit_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def assert_no_backend() -> None:
-    """Raises RuntimeError in a worker process that has initialised a JAX backend.
-
-    A worker that touches JAX would take the accelerator, or its memory, away from the training
-    process. `import jax` alone initialises nothing (Grain imports it). Outside workers: no effect.
-    """
-    if multiprocessing.parent_process() is None or "jax" not in sys.modules:
-        return
-    from jax._src import xla_bridge  # there is no public question that does not itself initialise
-
-    if xla_bridge.backends_are_initialized():
-        raise RuntimeError(
-            "A data worker has initialised a JAX backend. Datasets and transforms must use NumPy "
-            "only; look for jax or jax.numpy calls in them."
-        )

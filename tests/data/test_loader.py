@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from crate_jax.data import eval_batches, loader, train_iterator
+from crate_jax.data import eval_batches, processes, train_iterator
 from crate_jax.data.decode import CorruptImage
 
 N = 37  # no multiple of anything
@@ -288,4 +288,4 @@ def test_images_of_different_shapes_are_named():
 
 
 def test_no_backend_is_asserted_only_in_workers():
-    loader.assert_no_backend()
+    processes.assert_no_backend()

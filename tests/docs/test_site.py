@@ -25,6 +25,7 @@ INTERNAL = {
     "crate_jax.allocator",
     "crate_jax.command_line",
     "crate_jax.configs",
+    "crate_jax.data.processes",
     "crate_jax.data.shared_batches",
     "crate_jax.main",
     "crate_jax.probe",

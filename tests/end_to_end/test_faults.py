@@ -20,7 +20,7 @@ import pytest
 
 from crate_jax import data
 from crate_jax.convert import run_directory
-from crate_jax.data.loader import WorkerDied
+from crate_jax.data.processes import WorkerDied
 from crate_jax.training import checkpoint, loop, metrics
 from crate_jax.training import step as steps
 from crate_jax.training.evaluation import Evaluator
