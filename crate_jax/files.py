@@ -123,6 +123,21 @@ class Lock(contextlib.AbstractContextManager):
             if self.path.read_bytes() == self._mine:
                 self.path.unlink()
 
+    def check(self) -> None:
+        """Raises OSError where the lock is no longer this process's, nor then the folder."""
+        try:
+            content = self.path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            what = "it was moved or deleted meanwhile"
+        else:
+            if content == self._mine:
+                return
+            what = f"{_described(_holder(content))} has taken it over"
+        raise OSError(
+            f"{self.path.parent}: expected the folder that this process holds, but {what}; put it "
+            "back as it was, or choose another folder"
+        )
+
     def _beat(self) -> None:
         while not self._over.wait(_BEAT):
             try:
@@ -164,13 +179,17 @@ class Lock(contextlib.AbstractContextManager):
         aside.unlink()
 
     def _refusal(self, holder: Mapping) -> str:
-        who = "a process that is just starting"
-        if "pid" in holder:
-            who = f"process {holder['pid']} on {holder['host']} since {holder['since']}"
         return (
-            f"{self.path.parent}: expected no other process at work there, got {who}; wait until "
-            f"it has ended, stop it, or choose another folder (it holds {self.path.name})"
+            f"{self.path.parent}: expected no other process at work there, got "
+            f"{_described(holder)}; wait until it has ended, stop it, or choose another folder "
+            f"(it holds {self.path.name})"
         )
+
+
+def _described(holder: Mapping) -> str:
+    if not holder:
+        return "a process that is just starting"
+    return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
 
 
 def _holder(content: bytes) -> Mapping:

@@ -17,6 +17,8 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -63,6 +65,8 @@ class Checkpoints:
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
+            # A folder that cannot be made in the background leaves threads that wait 300 s for it.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         self._manager: ocp.CheckpointManager | None = None
         self._unsealed: int | None = None
@@ -72,6 +76,7 @@ class Checkpoints:
     def manager(self) -> ocp.CheckpointManager:
         """Orbax's manager, made when first needed (after damaged steps were moved away)."""
         if self._manager is None:
+            _quieten_orbax()
             self._manager = ocp.CheckpointManager(self.directory, options=self._options)
         return self._manager
 
@@ -84,9 +89,20 @@ class Checkpoints:
 
         Raises:
             CheckpointError: where this or the save before it failed (a full disk, say).
+            FloatingPointError: where a parameter is not finite, which a finite loss and gradient
+                do not exclude.
         """
         self.wait()
+        if names := _not_finite(params):
+            raise FloatingPointError(
+                f"parameters that are not finite at step {step}: {', '.join(names[:3])} and "
+                f"{len(names[3:])} more; they were not saved, {self.last_good()}. Train in a new "
+                "workdir with a lower optimizer.learning_rate, a longer optimizer.warmup or "
+                "optimizer.clip_norm=1.0"
+            )
         try:
+            if not self.workdir.is_dir():  # Orbax would make it anew
+                raise FileNotFoundError(f"{self.workdir} was moved or deleted during the run")
             self.manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -97,6 +113,7 @@ class Checkpoints:
                 ),
             )
         except Exception as error:
+            self.abandon()
             raise CheckpointError(self._failed(step, error)) from error
         self._unsealed, self._begun = step, (time.time(), time.monotonic())
 
@@ -130,6 +147,7 @@ class Checkpoints:
         except Exception as error:
             wall, steady = time.time() - self._begun[0], time.monotonic() - self._begun[1]
             if abs(wall - steady) < _CLOCK_JUMP:
+                self.abandon()
                 raise CheckpointError(self._failed(step, error)) from error
             logging.warning(
                 "the host's clock jumped by %.0f s while checkpoint %d was saved, which was given "
@@ -154,7 +172,7 @@ class Checkpoints:
                 self._manager = None
 
     def abandon(self) -> None:
-        """Leaves a save under way to itself: it waits for another process that is gone."""
+        """Leaves a save to itself that will not end: it failed, or another process is gone."""
         self._unsealed = self._manager = None
 
     def _drop_manager(self) -> None:
@@ -225,14 +243,42 @@ class Checkpoints:
             (self.directory / str(step)).rename(target / name)
         distributed.barrier(f"checkpoint {step} moved")
 
+    def last_good(self, failed: int | None = None) -> str:
+        """Which checkpoint, not the one that failed, a run can go on from; for a message."""
+        good = [step for step in self.steps() if step != failed]
+        return f"the last good checkpoint is step {good[-1]}" if good else "no checkpoint was saved"
+
     def _failed(self, step: int, error: Exception) -> str:
-        good = [s for s in self.steps() if s != step]
-        last = f"the last good checkpoint is step {good[-1]}" if good else "none was saved before"
-        reason = str(error).strip() or type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return (
-            f"saving checkpoint {step} to {self.directory} failed: {reason[:600]}; {last}. Free "
-            "space or fix the permissions, then run the same command again to resume"
+            f"saving checkpoint {step} to {self.directory} failed: {reason[:300]}; "
+            f"{self.last_good(step)}. Free space or fix the permissions, then run the same command "
+            "again to resume"
         )
+
+
+def _quieten_orbax() -> None:
+    """What Orbax logs of a failed save, a traceback a thread, it also raises: one line is ours."""
+    logging.getLogger("absl").addFilter(_not_an_error_of_orbax)
+
+
+def _not_an_error_of_orbax(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname
+
+
+def _not_finite(params: Any) -> list[str]:
+    """The names of the arrays that hold infinities or NaN."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    finite = np.asarray(_are_finite([leaf for _, leaf in leaves]).addressable_data(0))
+    pairs = zip(leaves, finite, strict=True)
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/") for (path, _), ok in pairs if not ok
+    ]
+
+
+@jax.jit
+def _are_finite(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
 
 
 def seal(directory: pathlib.Path) -> None:

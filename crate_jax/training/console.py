@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,7 +18,20 @@ from crate_jax.training import metrics
 def say(text: str) -> None:
     """A line on standard output, at once; only the first process speaks."""
     if jax.process_index() == 0:
-        print(text, flush=True)
+        with _speaking():
+            print(text, flush=True)
+
+
+@contextlib.contextmanager
+def _speaking() -> Iterator[None]:
+    """Around printing: a run goes on when nobody can hear it, as what it says is in metrics.jsonl.
+
+    The reader of a pipe is gone (`| head`), the terminal is closed, the disk of a log file full.
+    """
+    try:
+        yield
+    except (OSError, SystemExit):  # rich makes a SystemExit of a closed pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def device_line(mesh: jax.sharding.Mesh) -> str:
@@ -179,4 +194,5 @@ def print_evaluation(values: Mapping[str, Any], keep: float) -> None:
     ]
     summary = tables.Table("Held out", "", ["metric", "value"], rows)
     layers = tables.layer_tables(tables.from_metrics(values), keep)
-    tables.print_tables([summary, *layers])
+    with _speaking():
+        tables.print_tables([summary, *layers])

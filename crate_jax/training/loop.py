@@ -42,7 +42,7 @@ def train(
     directory: str | pathlib.Path,
     devices: Sequence[jax.Device] | None = None,
 ) -> int:
-    """Trains to the end, or until told to stop; resumes where the directory holds checkpoints.
+    """Trains to the end, or until a signal; resumes where the directory holds checkpoints.
 
     Args:
         config: from a config file; `crate_jax.config.default` has every key with its meaning.
@@ -51,7 +51,8 @@ def train(
         devices: to train on; None for all.
 
     Returns:
-        The exit status: 0 when finished, or stopped by SIGTERM and saved; 130 after Ctrl-C.
+        The exit status: 0 when finished, or stopped by SIGTERM or SIGHUP and saved; 130 after
+        Ctrl-C.
 
     Raises:
         ValueError: for anything wrong with the config, the data or the workdir, before any work.
@@ -61,6 +62,16 @@ def train(
             ProcessLost where one is gone.
         OSError: where files cannot be written.
     """
+    with contextlib.ExitStack() as opened:
+        return _train(config, directory, devices, opened)
+
+
+def _train(
+    config: ml_collections.ConfigDict,
+    directory: str | pathlib.Path,
+    devices: Sequence[jax.Device] | None,
+    opened: contextlib.ExitStack,
+) -> int:
     started = time.monotonic()
 
     # ---- Configuration and devices --------------------------------------------------------------
@@ -131,7 +142,7 @@ def train(
     writer = jax.process_index() == 0
     with distributed.together("opening the workdir"):
         if writer:
-            workdir.claim(directory, config, needed_bytes)
+            lock = opened.enter_context(workdir.claim(directory, config, needed_bytes))
     checkpoints = checkpoint.Checkpoints(directory, config.keep_checkpoints, plan.keep)
     batches = data.batches()
     restored = checkpoints.restore_latest(*template)
@@ -150,11 +161,17 @@ def train(
     profile = figures.Profile(directory / "profile", config.profile_steps, start, plan.total)
 
     def record(step: int, values: dict[str, Any]) -> None:
-        metrics.write(step, values)
+        try:
+            metrics.write(step, values)
+        except OSError as error:
+            raise OSError(
+                f"{error}; {checkpoints.last_good()}. Free space or fix the permissions, then run "
+                "the same command again to resume"
+            ) from error
         for board in boards:
             board.write(step, values)
 
-    def evaluate_now(step: int) -> None:
+    def evaluate_now(step: int, params: Any) -> None:
         begin = time.monotonic()
         try:
             values = evaluator(params, lambda: init(seed_key)[0], stop.within_step)
@@ -165,23 +182,25 @@ def train(
         record(step, values | {"time/evaluation": time.monotonic() - begin})
         say(console.evaluation_line(step, values))
 
-    def save(step: int) -> None:
-        check_finite(step)
+    def save(step: int, params: Any, training: Any) -> None:
+        check_finite(training)
+        if writer:
+            lock.check()
         metrics.sync()
         inputs.share_skipped(batches, data.train)
         metadata = {"step": step, "class_names": list(data.train.class_names)}
         checkpoints.save(step, params, training, batches.get_state(), metadata)
 
-    def settle(step: int) -> None:
+    def settle(step: int, params: Any, training: Any) -> None:
         if not checkpoints.wait():
-            save(step)
+            save(step, params, training)
             checkpoints.wait()
 
-    def check_finite(step: int) -> None:
+    def check_finite(training: Any) -> None:
         bad = int(training["bad_step"])
         if bad >= 0:
             checkpoints.wait()
-            raise FloatingPointError(_not_finite(bad, recent, directory, checkpoints.steps()))
+            raise FloatingPointError(_not_finite(bad, recent, directory, checkpoints.last_good()))
         recent.clear()
 
     def due(step: int, every: int) -> bool:
@@ -191,57 +210,55 @@ def train(
     recent: collections.deque = collections.deque()  # (step, indices) not yet known to be finite
     peak = figures.peak_flops(mesh.devices.flat[0])
     watch = console.Stopwatch(start, plan.total, config.batch_size, flops, peak, mesh.size)
-    with contextlib.ExitStack() as opened:
-        for resource in (checkpoints, *boards, metrics, batches, profile):
-            opened.callback(resource.close)
-        stop = opened.enter_context(StopSignal())
-        opened.enter_context(distributed.losing_none(checkpoints.abandon))
-        # Stopped between a step and its evaluation: that is made up for first.
-        done = not (start and due(start, plan.evaluate["validation"])) or metrics.has(
-            start, "val/loss"
-        )
-        if not distributed.all_true(done):
-            evaluate_now(start)
-            if stop.within_step():
-                return stop.status
-        for step in range(start + 1, plan.total + 1):
-            with watch.waiting():
-                batch = next(batches)
-            recent.append((step, batch["index"]))
-            batch = sharding.put_batch(inputs.pixels_and_labels(batch), split)
-            params, training = train_step(params, training, batch)
-            if step == start + 1:
-                with watch.pause("compile"):
-                    jax.block_until_ready(params)
-            if profile.after(step, training):
-                say(f"profile  {profile.directory}")
-            stopping = stop.requested(step)
-            if due(step, plan.log):
-                # The one place where the host waits for the device.
-                values = steps.read_sums(training) | {"train/learning_rate": rate(step - 1)}
-                check_finite(step)
-                training = steps.reset_sums(training)
-                values |= watch.lap(step)
-                values |= inputs.list_skipped(batches, data.train, directory)
-                record(step, values)
-                say(console.progress_line(step, plan.total, values, watch.eta()))
-                checkpoints.poll()
-            # Before the evaluation, which may take longer than a preemption leaves.
-            saved = stopping or due(step, plan.checkpoint)
-            if saved:
-                with watch.pause("checkpoint"):
-                    save(step)
-            if due(step, plan.evaluate["validation"]) and not stopping:
-                with watch.pause("evaluation"):
-                    evaluate_now(step)
-                stopping = stop.within_step()
-            if stopping:
-                if not saved:
-                    save(step)
-                settle(step)
-                say(f"{stop.name}: saved step {step}; run the same command again to resume")
-                return stop.status
-        settle(plan.total)
+    for resource in (checkpoints, *boards, metrics, batches, profile):
+        opened.callback(resource.close)
+    stop = opened.enter_context(StopSignal())
+    opened.enter_context(distributed.losing_none(checkpoints.abandon))
+    # Stopped between a step and its evaluation: that is made up for first.
+    made_up = start and due(start, plan.evaluate["validation"])
+    done = not made_up or metrics.has(start, "val/loss")
+    if not distributed.all_true(done):
+        evaluate_now(start, params)
+        if stop.within_step():
+            return stop.status
+    for step in range(start + 1, plan.total + 1):
+        with watch.waiting():
+            batch = next(batches)
+        recent.append((step, batch["index"]))
+        batch = sharding.put_batch(inputs.pixels_and_labels(batch), split)
+        params, training = train_step(params, training, batch)
+        if step == start + 1:
+            with watch.pause("compile"):
+                jax.block_until_ready(params)
+        if profile.after(step, training):
+            say(f"profile  {profile.directory}")
+        stopping = stop.requested(step)
+        if due(step, plan.log):
+            # The one place where the host waits for the device.
+            values = steps.read_sums(training) | {"train/learning_rate": rate(step - 1)}
+            check_finite(training)
+            training = steps.reset_sums(training)
+            values |= watch.lap(step)
+            values |= inputs.list_skipped(batches, data.train, directory)
+            record(step, values)
+            say(console.progress_line(step, plan.total, values, watch.eta()))
+            checkpoints.poll()
+        # Before the evaluation, which may take longer than a preemption leaves.
+        saved = stopping or due(step, plan.checkpoint)
+        if saved:
+            with watch.pause("checkpoint"):
+                save(step, params, training)
+        if due(step, plan.evaluate["validation"]) and not stopping:
+            with watch.pause("evaluation"):
+                evaluate_now(step, params)
+            stopping = stop.within_step()
+        if stopping:
+            if not saved:
+                save(step, params, training)
+            settle(step, params, training)
+            say(f"{stop.name}: saved step {step}; run the same command again to resume")
+            return stop.status
+    settle(plan.total, params, training)
 
     # ---- Report ---------------------------------------------------------------------------------
     console.print_evaluation(metrics.latest("val/loss"), config.evaluation.keep)
@@ -303,7 +320,8 @@ def evaluate(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -
     if jax.process_index() == 0:
         workdir.write_json(directory / "eval.json", {"step": step} | values)
         if config.report:
-            lines = figures.cut(directory / "metrics.jsonl", step)
+            lines = figures.read(directory / "metrics.jsonl")
+            lines = [line for line in lines if line["step"] <= step]
             lines.append({"step": step} | values)
             _report(directory, config, data, definition, whole, lines)
     return 0
@@ -317,16 +335,15 @@ def _report(*args) -> None:
 
 
 def _not_finite(
-    bad: int, recent: collections.deque, directory: pathlib.Path, good_steps: list[int]
+    bad: int, recent: collections.deque, directory: pathlib.Path, last_good: str
 ) -> str:
     """Writes which batch it was to nonfinite.json, and says what to do."""
     indices = next((indices.tolist() for step, indices in recent if step == bad), None)
     record = {"step": bad, "indices": indices}
     path = directory / f"nonfinite_{jax.process_index()}.json"
     workdir.write_json(path, record)
-    kept = f"the last good checkpoint is step {good_steps[-1]}" if good_steps else "none was saved"
     return (
-        f"the loss or its gradient was not finite at step {bad}; {kept}. The indices of that "
+        f"the loss or its gradient was not finite at step {bad}; {last_good}. The indices of that "
         f"step's examples are in {path}. Look at them, or train in a new workdir with a lower "
         "optimizer.learning_rate, a longer optimizer.warmup or optimizer.clip_norm=1.0"
     )

@@ -1,11 +1,12 @@
 """Where figures go: metrics.jsonl, TensorBoard, and the arithmetic of throughput."""
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -50,24 +51,41 @@ class MetricsFile:
     """
 
     def __init__(self, path: pathlib.Path, resume_step: int, writer: bool = True):
-        self.lines = cut(path, resume_step)
+        self.path = path
+        self.lines = [entry for entry in read(path) if entry["step"] <= resume_step]
         self._file = None
         if writer:
             write_atomically(path, "".join(_line(entry) for entry in self.lines))
             self._file = path.open("a")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends a line; numbers that are not finite become null, which JSON has."""
+        """Appends a line; numbers that are not finite become null, which JSON has.
+
+        Raises:
+            OSError: where it cannot be written; a part of the line may be, and is cut at the next
+                start.
+        """
         entry = {"step": step} | {name: _number(value) for name, value in values.items()}
         self.lines.append(entry)
         if self._file:
-            self._file.write(_line(entry))
-            self._file.flush()
+            with self._naming():
+                self._file.write(_line(entry))
+                self._file.flush()
 
     def sync(self) -> None:
         """Puts the lines on the disk: a checkpoint must not outlive the lines before it."""
         if self._file:
-            os.fsync(self._file.fileno())
+            with self._naming():
+                os.fsync(self._file.fileno())
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        """What the system says of a failed write does not name the file."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise OSError(f"{self.path} cannot be written: {reason}") from error
 
     def has(self, step: int, name: str) -> bool:
         """Whether a line of this step holds this metric."""
@@ -78,9 +96,10 @@ class MetricsFile:
         return next((entry for entry in reversed(self.lines) if name in entry), {})
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file; what could not be written of it was an error before."""
         if self._file:
-            self._file.close()
+            with contextlib.suppress(OSError):
+                self._file.close()
 
 
 class TensorBoard:
@@ -202,18 +221,31 @@ class Profile:
         return running
 
 
-def cut(path: pathlib.Path, last_step: int) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl up to a step; a torn line ends it."""
-    lines = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                break
-            if entry["step"] <= last_step:
-                lines.append(entry)
-    return lines
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; none where there is no file. A torn last one is left out.
+
+    Raises:
+        ValueError: another line is not an object with its step.
+    """
+    if not path.exists():
+        return []
+    entries = [_parsed(line) for line in path.read_bytes().splitlines()]
+    if entries and entries[-1] is None:
+        entries.pop()
+    for number, entry in enumerate(entries, start=1):
+        if not (isinstance(entry, dict) and type(entry.get("step")) is int):
+            raise ValueError(
+                f"{path}: expected an object with its step in line {number}, got something else; "
+                "restore the file from a backup, or choose another --workdir"
+            )
+    return entries
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _line(entry: Mapping[str, Any]) -> str:

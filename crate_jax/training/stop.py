@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a request that the loop answers between two steps."""
+"""SIGTERM, SIGHUP and Ctrl-C as a request that the loop answers between two steps."""
 
 import os
 import signal
@@ -10,10 +10,11 @@ from jax.experimental import multihost_utils
 
 
 class StopSignal:
-    """Whether to stop: because SIGTERM or SIGINT arrived, here or at another process of the run.
+    """Whether to stop: because a signal arrived, here or at another process of the run.
 
-    Further SIGTERMs change nothing (a launcher and a scheduler may both send one, and the save must
-    not be cut short); a second Ctrl-C raises KeyboardInterrupt at once.
+    SIGTERM and SIGHUP (a terminal that was closed; under `nohup` it stays ignored) ask for a save
+    and status 0. Further ones change nothing (a launcher and a scheduler may both send one, and the
+    save must not be cut short); a second Ctrl-C raises KeyboardInterrupt at once.
 
         with StopSignal() as stop:
             for step in ...:
@@ -23,11 +24,11 @@ class StopSignal:
     Outside the main thread (a notebook's worker, say) nothing is installed and it stays False.
 
     Where the run has several processes, SIGTERM is left to JAX's preemption service, which tells
-    all of them and makes `requested` true at the same step in each. A Ctrl-C here is passed on as a
-    SIGTERM.
+    all of them and makes `requested` true at the same step in each. The other signals are passed on
+    as a SIGTERM.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
     def __init__(self):
         self.received: signal.Signals | None = None
@@ -37,7 +38,8 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
             for number in self.SIGNALS[1:] if self._several else self.SIGNALS:
-                self._previous[number] = signal.signal(number, self._receive)
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *exc_info) -> None:
@@ -64,7 +66,7 @@ class StopSignal:
 
     @property
     def status(self) -> int:
-        """The exit status: 130 after Ctrl-C, as shells expect; 0 after SIGTERM, once saved."""
+        """The exit status: 130 after Ctrl-C, as shells expect; else 0, once saved."""
         return 130 if self.received == signal.SIGINT else 0
 
     def _receive(self, number: int, frame: types.FrameType | None) -> None:

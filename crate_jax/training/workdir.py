@@ -1,43 +1,64 @@
-"""The directory of a run: claimed by one config, writable, with room on its disk."""
+"""The directory of a run: of one config, held by one run at a time, writable, with room."""
 
+import contextlib
+import itertools
 import json
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 
 import ml_collections
 
 from crate_jax import config as configuration
-from crate_jax.files import write_atomically
+from crate_jax.convert.run_directory import CONFIG, complete_steps
+from crate_jax.files import Lock, write_atomically
+from crate_jax.training import metrics
 
-CONFIG = "config.json"
 
-
-def claim(directory: pathlib.Path, config: ml_collections.ConfigDict, needed_bytes: int) -> None:
-    """Makes the directory this config's own, or finds that it already is.
+@contextlib.contextmanager
+def claim(
+    directory: pathlib.Path, config: ml_collections.ConfigDict, needed_bytes: int
+) -> Iterator[Lock]:
+    """Makes the directory this config's own, or finds that it already is, and holds it.
 
     Args:
         directory: made where it does not exist.
         config: resolved; written to config.json at the first claim.
         needed_bytes: free space that the run will want.
 
+    Returns:
+        A context with the lock by which other runs are refused while this one lasts.
+
     Raises:
-        ValueError: where the directory holds a run of another config (the message shows the
-            difference), or files of something else.
+        ValueError: where another run is at work in it, or the directory holds a run of another
+            config (the message shows the difference), a run without its checkpoints, or files of
+            something else.
         OSError: where it cannot be written or the disk has too little room.
     """
     check(directory, config, needed_bytes)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        _check_writable(directory)
-    except OSError as error:
-        raise OSError(_cannot_write(directory, error.strerror or str(error))) from error
-    if not (directory / CONFIG).exists():
-        write_json(directory / CONFIG, configuration.plain(config))
+    with contextlib.ExitStack() as opened:
+        try:
+            lock = opened.enter_context(Lock(directory / ".lock"))
+            _check_writable(directory)
+            # Its absence later on means that it was moved away (`_check_trained`).
+            (directory / "checkpoints").mkdir(exist_ok=True)
+        except OSError as error:
+            raise OSError(_cannot_write(directory, error.strerror or str(error))) from error
+        if not (directory / CONFIG).exists():
+            write_json(directory / CONFIG, configuration.plain(config))
+        yield lock
 
 
 def check(directory: pathlib.Path, config: ml_collections.ConfigDict, needed_bytes: int) -> None:
     """What `claim` raises as far as it can be told without writing anything."""
+    try:
+        os.fspath(directory).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"workdir {str(directory)!a}: expected a name in UTF-8, which checkpoints need; "
+            "choose another --workdir"
+        ) from error
     nearest = directory
     while not nearest.exists():
         nearest = nearest.parent
@@ -47,6 +68,7 @@ def check(directory: pathlib.Path, config: ml_collections.ConfigDict, needed_byt
     path = directory / CONFIG
     if path.exists():
         _check_same(path, config)
+        _check_trained(directory)
         return
     strangers = [name for name in ("checkpoints", "metrics.jsonl") if (directory / name).exists()]
     if strangers:
@@ -86,6 +108,11 @@ def _check_same(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             f"{path}: not readable as JSON ({error}); choose another --workdir"
         ) from error
+    if not isinstance(saved, dict):
+        raise ValueError(
+            f"{path}: expected the config of a run, got {str(saved)[:40]!r}; restore it "
+            "from a backup, or choose another --workdir"
+        )
     changes = configuration.differences(saved, config)
     if changes:
         raise ValueError(
@@ -93,3 +120,31 @@ def _check_same(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
             + "\n  ".join(changes)
             + "\nUse the same values to resume it, or another --workdir for a new run."
         )
+
+
+def _check_trained(directory: pathlib.Path) -> None:
+    """Raises ValueError where a run would start over though one has trained here and saved."""
+    path = directory / "metrics.jsonl"
+    lines = metrics.read(path)
+    if complete_steps(directory) or not any("train/loss" in line for line in lines):
+        return
+    found = f"none in {directory / 'checkpoints'}"
+    damaged = directory / "damaged_checkpoints"
+    if damaged.is_dir() and any(damaged.iterdir()):
+        found += f", and damaged ones in {damaged}"
+    elif (directory / "checkpoints").is_dir() and not _has_saved(lines):
+        return  # killed before its first checkpoint was complete
+    raise ValueError(
+        f"workdir {directory}: expected the checkpoints of the {lines[-1]['step']} steps that "
+        f"{path.name} tells of, got {found}; put whole ones back, or choose another --workdir to "
+        "start over"
+    )
+
+
+def _has_saved(lines: list[dict]) -> bool:
+    """Whether two saves were begun: the second waits until the first is complete.
+
+    The seconds spent on saves grow within a process, and begin at 0 in the next.
+    """
+    spent = [line["time/checkpoint"] for line in lines if "time/checkpoint" in line]
+    return sum(now > before for before, now in itertools.pairwise([0.0, *spent])) >= 2
