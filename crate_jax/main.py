@@ -11,9 +11,11 @@ taken from the package.
 """
 
 import logging
+import os
 import pathlib
 import re
 import sys
+import threading
 import traceback
 
 from absl import app, flags
@@ -122,13 +124,34 @@ def parse_flags(argv: list[str], required: tuple[str, ...] = ("config", "workdir
 
 def run() -> None:
     """The command line."""
+    # A thread of a library that dies of a full disk, say: what follows from it is told in one line.
+    threading.excepthook = lambda fault: logging.debug("thread", exc_info=fault.exc_value)
     allocator.keep_freed_memory()
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     sys.argv[1:] = command_line.with_packaged_configs(sys.argv[1:])
     parser = command_line.of_flags("python -m crate_jax.main", __doc__, _METAVARS)
     command_line.answer(parser, sys.argv[1:], keys.known)
-    app.run(main, flags_parser=parse_flags)
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except SystemExit as ended:
+        if ended.code == 2:
+            _end(2)
+        raise
+
+
+def _end(status: int) -> None:
+    """Ends a run of one process at once, after its message, which stays the last line.
+
+    What Python and the libraries still do at its end fails once more where the disk is full, with
+    a traceback, or waits for threads of a save that failed.
+    """
+    from crate_jax.training import distributed
+
+    if distributed.alone():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 if __name__ == "__main__":

@@ -283,6 +283,8 @@ def _are_finite(leaves: list[jax.Array]) -> jax.Array:
 
 def seal(directory: pathlib.Path) -> None:
     """Writes the SHA-256 of every file of a complete step into its manifest, atomically."""
+    if not directory.is_dir():  # writing would make it anew
+        raise FileNotFoundError(f"{directory} was moved or deleted during the run")
     sums = {str(p.relative_to(directory)): run_directory.checksum(p) for p in _files(directory)}
     content = json.dumps(sums, indent=0, sort_keys=True)
     write_atomically(directory / run_directory.MANIFEST, content)

@@ -137,6 +137,11 @@ def losing_none(abandon: Callable[[], None] = lambda: None) -> Iterator[None]:
         ) from chain[0]
 
 
+def alone() -> bool:
+    """Whether this is the only process of the run."""
+    return jax.process_count() == 1
+
+
 def leave(status: int, patience: float = 10.0) -> None:
     """Before a process ends by an error: the others must not wait for it, nor it for them.
 

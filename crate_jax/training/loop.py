@@ -162,14 +162,13 @@ def _train(
 
     def record(step: int, values: dict[str, Any]) -> None:
         try:
-            metrics.write(step, values)
+            for target in (metrics, *boards):
+                target.write(step, values)
         except OSError as error:
             raise OSError(
                 f"{error}; {checkpoints.last_good()}. Free space or fix the permissions, then run "
                 "the same command again to resume"
             ) from error
-        for board in boards:
-            board.write(step, values)
 
     def evaluate_now(step: int, params: Any) -> None:
         begin = time.monotonic()

@@ -3,9 +3,11 @@
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import os
 import pathlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -34,6 +36,7 @@ PEAK_FLOPS = {
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
 }
+_PATIENCE = 5.0  # seconds that closing TensorBoard's files may take
 # Lines hold times under this prefix and nowhere else: everything else is reproducible.
 TIME = "time/"
 
@@ -68,24 +71,15 @@ class MetricsFile:
         entry = {"step": step} | {name: _number(value) for name, value in values.items()}
         self.lines.append(entry)
         if self._file:
-            with self._naming():
+            with _naming(self.path):
                 self._file.write(_line(entry))
                 self._file.flush()
 
     def sync(self) -> None:
         """Puts the lines on the disk: a checkpoint must not outlive the lines before it."""
         if self._file:
-            with self._naming():
+            with _naming(self.path):
                 os.fsync(self._file.fileno())
-
-    @contextlib.contextmanager
-    def _naming(self) -> Iterator[None]:
-        """What the system says of a failed write does not name the file."""
-        try:
-            yield
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise OSError(f"{self.path} cannot be written: {reason}") from error
 
     def has(self, step: int, name: str) -> bool:
         """Whether a line of this step holds this metric."""
@@ -112,7 +106,7 @@ class TensorBoard:
     """
 
     def __init__(self, directory: pathlib.Path, resume_step: int, enabled: bool):
-        self._writer = None
+        self._directory, self._writer = directory, None
         if enabled:
             from tensorboardX import SummaryWriter
 
@@ -122,13 +116,19 @@ class TensorBoard:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One scalar a metric."""
         if self._writer:
-            for name, value in values.items():
-                self._writer.add_scalar(name, float(value), step)
+            with _naming(self._directory):
+                for name, value in values.items():
+                    self._writer.add_scalar(name, float(value), step)
 
     def close(self) -> None:
-        """Flushes and closes the files."""
+        """Flushes and closes the files; a warning where that fails: metrics.jsonl has it all."""
         if self._writer:
-            self._writer.close()
+            # Where tensorboardX's own thread has died of a full disk, closing waits for ever.
+            closing = threading.Thread(target=self._writer.close, daemon=True)
+            closing.start()
+            closing.join(_PATIENCE)
+            if closing.is_alive():
+                logging.warning("%s is not complete: it cannot be written", self._directory)
 
 
 class WeightsAndBiases:
@@ -239,6 +239,15 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
                 "restore the file from a backup, or choose another --workdir"
             )
     return entries
+
+
+@contextlib.contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+    """What the system says of a failed write does not name the file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _parsed(line: bytes) -> Any:
