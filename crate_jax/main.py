@@ -126,6 +126,7 @@ def run() -> None:
     """The command line."""
     # A thread of a library that dies of a full disk, say: what follows from it is told in one line.
     threading.excepthook = lambda fault: logging.debug("thread", exc_info=fault.exc_value)
+    sys.unraisablehook = lambda fault: logging.debug("unraisable", exc_info=fault.exc_value)
     allocator.keep_freed_memory()
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
