@@ -250,8 +250,10 @@ class Checkpoints:
 
     def _failed(self, step: int, error: Exception) -> str:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if len(reason) > 240:  # the storage layers name the file more than once, the cause last
+            reason = f"{reason[:80]} ... {reason[-140:]}"
         return (
-            f"saving checkpoint {step} to {self.directory} failed: {reason[:300]}; "
+            f"saving checkpoint {step} to {self.directory} failed: {reason}; "
             f"{self.last_good(step)}. Free space or fix the permissions, then run the same command "
             "again to resume"
         )

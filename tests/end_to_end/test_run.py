@@ -105,7 +105,7 @@ def test_evaluation_without_layers_in_a_home_folder(finished, monkeypatch):
         ({"data__image_size": 40}, "data.image_size: expected the model's 32 x 32, got 40"),
         ({"data__name": "scene"}, "scenes"),
         ({"remat": "some"}, "remat: expected one of none, full, dots"),
-        ({"keep_checkpoints": 0}, "keep_checkpoints: expected at least 1"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints: expected a whole number of at least 1"),
     ],
 )
 def test_errors_come_before_anything_is_written(changes, message, tmp_path):
