@@ -58,11 +58,14 @@ def read(workdir: str | os.PathLike) -> History:
         FileNotFoundError: where the directory holds no metrics.jsonl.
     """
     lines = []
-    for line in Path(workdir, "metrics.jsonl").read_text().splitlines():
+    for line in Path(workdir, "metrics.jsonl").read_text(errors="replace").splitlines():
         try:
-            lines.append(json.loads(line))
+            entry = json.loads(line)
         except ValueError:
             break
+        if not isinstance(entry, dict):
+            break
+        lines.append(entry)
     return History(lines)
 
 
@@ -75,7 +78,19 @@ def iou_name(rule: str, head: str, layer: int, kind: str = "cls_iou") -> str:
     return f"val/{kind}/{rule}/{head}/layer{layer:02d}"
 
 
-# -- the headline --------------------------------------------------------------------------------
+# -- the headline ---------------------------------------------------------------------------------
+
+# Label, kind of metric, the control that it is a difference to, note.
+_EMERGENCE = (
+    ("Attention IoU", "cls_iou", "", "best head, mass rule, layer {layer}"),
+    (
+        "Over another's object",
+        "cls_iou_own_minus_other",
+        "cls_iou_other",
+        "same maps, next image's object: {against:.3f}",
+    ),
+    ("Over random weights", "cls_iou_gain", "cls_iou_random", "untrained: {against:.3f}"),
+)
 
 
 def headline(history: History) -> list[dict]:
@@ -86,19 +101,12 @@ def headline(history: History) -> list[dict]:
         cards.append({"label": label, "value": value, "notes": [note for note in notes if note]})
 
     layer = history.best_layer()
-    if layer is not None:
-        name, gain = (iou_name("mass", "best", layer, kind) for kind in ("cls_iou", "cls_iou_gain"))
-        card(
-            "Attention IoU",
-            f"{last[name]:.3f}",
-            f"best head, mass rule, layer {layer}",
-            _interval_text(history, name),
-        )
-        random = last.get(iou_name("mass", "best", layer, "cls_iou_random"))
-        if gain in last or random is not None:
-            difference = last.get(gain, last[name] - (random or 0))
-            note = f"untrained: {random:.3f}" if random is not None else ""
-            card("Over random weights", f"{difference:+.3f}", note, _interval_text(history, gain))
+    for label, kind, control, note in _EMERGENCE:
+        if layer is not None and (name := iou_name("mass", "best", layer, kind)) in last:
+            against = last.get(iou_name("mass", "best", layer, control), math.nan)
+            sign = "+" if control else ""
+            note = note.format(layer=layer, against=against)
+            card(label, f"{last[name]:{sign}.3f}", note, _interval_text(history, name))
     if "val/top1" in last:
         top5 = f"top-5 {100 * last['val/top5']:.1f} %" if "val/top5" in last else ""
         percent = _interval_text(history, "val/top1", percent=True)
@@ -222,7 +230,8 @@ def _by_layer(history: History, name: str, label: str, at=None, share=False, **s
 
 def _iou_by_layer(history: History) -> dict:
     lines = [
-        _by_layer(history, "val/cls_iou/mass/best", "trained"),
+        _by_layer(history, "val/cls_iou/mass/best", "own object"),
+        _by_layer(history, "val/cls_iou_other/mass/best", "another's", tone=0.3),
         _by_layer(history, "val/cls_iou_random/mass/best", "random", tone="muted", dashed=True),
     ]
     layers = lines[0].x

@@ -39,7 +39,6 @@ INTERNAL = {
     "crate_jax.segment.records",
     "crate_jax.segment.summary",
     "crate_jax.score.page",
-    "crate_jax.store",
     "crate_jax.training.console",
     "crate_jax.training.inputs",
     "crate_jax.training.preflight",

@@ -77,6 +77,10 @@ def history(evaluations=9, layers=LAYERS):
                     name = f"{rule}/{head}/layer{layer:02d}"
                     line[f"val/cls_iou/{name}"] = grown * scale
                     line[f"val/cls_iou_random/{name}"] = (0.17 + 0.03 * place) * part * scale
+                    line[f"val/cls_iou_other/{name}"] = (0.16 + 0.05 * place) * part * scale
+                    line[f"val/cls_iou_own_minus_other/{name}"] = (
+                        line[f"val/cls_iou/{name}"] - line[f"val/cls_iou_other/{name}"]
+                    )
                     line[f"val/cls_iou_gain/{name}"] = (
                         line[f"val/cls_iou/{name}"] - line[f"val/cls_iou_random/{name}"]
                     )

@@ -38,9 +38,16 @@ def test_headline_figures_are_the_last_metrics(page, run):
         last |= line
     iou = last["val/cls_iou/mass/best/layer05"]
     gain = iou - last["val/cls_iou_random/mass/best/layer05"]
+    own = iou - last["val/cls_iou_other/mass/best/layer05"]
     values = re.findall(r'<p class="value">(.*?)</p>', page)
     loss = f"{last['val/loss']:.3f}"
-    assert values == [f"{iou:.3f}", f"+{gain:.3f}", f"{100 * last['val/top1']:.1f} %", loss]
+    assert values == [
+        f"{iou:.3f}",
+        f"+{own:.3f}",
+        f"+{gain:.3f}",
+        f"{100 * last['val/top1']:.1f} %",
+        loss,
+    ]
     assert f"95 % interval {iou - 0.011:.3f}–{iou + 0.012:.3f}" in page
 
 
@@ -55,12 +62,16 @@ def test_layer_tables_of_the_page(page, run):
         for layer in range(1, 7):
             values = [
                 last[f"val/cls_iou{kind}/{name}/{head}/layer{layer:02d}"]
-                for kind, head in (("", "best"), ("_random", "best"), ("_gain", "best"))
+                for kind, head in (
+                    *(("", "best"), ("_other", "best"), ("_own_minus_other", "best")),
+                    *(("_random", "best"), ("_gain", "best")),
+                )
             ]
-            shown = [f"{values[0]:.3f}", f"{values[1]:.3f}", f"{values[2]:+.3f}"]
+            signs = ("", "", "+", "", "+")
+            shown = [f"{value:{sign}.3f}" for value, sign in zip(values, signs, strict=True)]
             assert re.search(rf"\s{layer}\s+" + r"\s+".join(map(re.escape, shown)), table)
     assert "a centred box <b>0.334</b> (0.323–0.346)" in page
-    assert page.count('<div class="bar') - page.count('<div class="bars') == 4
+    assert page.count('<div class="bar') - page.count('<div class="bars') == 5
     assert "Inside the layers" in page
     assert tables.LAYERS_NOTE[:40] in page
 
@@ -186,6 +197,8 @@ def test_history_of_a_run_that_is_being_written(tmp_path):
     read = history.read(tmp_path)
     assert read.over_steps("a") == ([1, 2], [2.0, 3.5])
     assert read.last == {"a": 3.5}
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 2.0}\n[3]\n{"step": 2, "a": 3.5}\n')
+    assert history.read(tmp_path).last == {"a": 2.0}  # something else: nothing after it counts
     with pytest.raises(FileNotFoundError):
         history.read(tmp_path / "elsewhere")
 

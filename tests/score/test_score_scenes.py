@@ -155,6 +155,14 @@ def test_what_is_not_ours_stays(workdir, tmp_path, capsys):
     assert (tmp_path / "measured" / "00000000.npz").read_text() == "mine"
 
 
+def test_a_folder_whose_name_is_no_text(tiny, tmp_path, capsys):
+    out = tmp_path / os.fsdecode(b"r\xe9sultats")
+    argv = ["--dataset=scenes", f"--checkpoint={tiny}", f"--out={out}", "--limit=1"]
+    assert score([*argv, "--size=32", "--samples=10", "--no-random", "--layers=-1"]) == 0
+    assert "scores.json" in capsys.readouterr().out
+    assert (out / "index.html").is_file()
+
+
 @pytest.mark.parametrize("layer", ["0", "-1"])
 def test_a_network_that_gives_nan_is_an_error(layer, tiny, tmp_path, capsys):
     arrays = safetensors.numpy.load_file(tiny)
