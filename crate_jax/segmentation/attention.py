@@ -117,10 +117,7 @@ def keep_area(maps: jax.typing.ArrayLike, fraction: float = PAPER_FRACTION) -> j
         ValueError: `fraction` outside [0, 1], or no patches.
     """
     maps = _checked(maps, fraction)
-    patches = maps.shape[-1]
-    # The added 1e-9 undoes decimal fractions that fall just short in binary (0.58 * 75 = 43.4999).
-    kept = min(patches, int(fraction * patches + 0.5 + 1e-9))
-    return _keep_area(maps, patches - kept)
+    return _keep_area(maps, maps.shape[-1] - _area_count(maps.shape[-1], fraction))
 
 
 @jax.jit
@@ -129,6 +126,30 @@ def _keep_area(maps, dropped):
 
 
 RULES = {"mass": keep_mass, "area": keep_area}
+
+
+def kept_counts(ordered: np.ndarray, fraction: float = PAPER_FRACTION) -> dict[str, np.ndarray]:
+    """How many of a map's largest entries each rule keeps; on the host, in float64.
+
+    Args:
+        ordered: f[..., patches], the entries of each map in ascending order, finite.
+        fraction: share of mass or area to keep, in [0, 1].
+
+    Returns:
+        {"mass": int[...], "area": int[...]}: `keep_mass` and `keep_area` mark the last so many.
+    """
+    cumulative = np.cumsum(ordered, axis=-1, dtype=np.float64)
+    dropped = (1 - fraction) * (1 + _CUMULATIVE_ROUNDING) * cumulative[..., -1:]
+    area = _area_count(ordered.shape[-1], fraction)
+    return {
+        "mass": np.sum(cumulative > dropped, axis=-1),
+        "area": np.full(ordered.shape[:-1], area),
+    }
+
+
+def _area_count(patches: int, fraction: float) -> int:
+    # The added 1e-9 undoes decimal fractions that fall just short in binary (0.58 * 75 = 43.4999).
+    return min(patches, int(fraction * patches + 0.5 + 1e-9))
 
 
 def _checked(maps, fraction: float) -> jax.Array:

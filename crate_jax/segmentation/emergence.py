@@ -32,7 +32,6 @@ objects. Images without objects are counted and are part of none of this.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -99,10 +98,10 @@ def objects_of_labels(
 
 
 class _Maps:
-    """Maps f32[layers, heads, n] of one image, with what all objects need of them."""
+    """Maps f32[layers, heads, n] of one image in order, with what all objects need of them."""
 
     def __init__(self, values: np.ndarray, keep: float):
-        self.values, self.keep = np.asarray(values, np.float32), keep
+        self.values = np.asarray(values, np.float32)
         bad = np.flatnonzero(~np.isfinite(self.values).all(axis=(1, 2)))
         if bad.size:
             raise FloatingPointError(
@@ -110,24 +109,16 @@ class _Maps:
                 f"{len(self.values)} layers; check the weights"
             )
 
-    @functools.cached_property
-    def kept(self) -> np.ndarray:
-        """f64[rules, layers, heads, n], 1 where a rule keeps the patch."""
-        rules = attention.RULES.values()
-        return np.stack([np.asarray(rule(self.values, self.keep), float) for rule in rules])
-
-    @functools.cached_property
-    def order(self) -> np.ndarray:
-        """int[layers, heads, n], patches from the lowest to the highest; stable, as the rules."""
-        return np.argsort(self.values, axis=-1, kind="stable")
-
-    @functools.cached_property
-    def group(self) -> np.ndarray:
-        """int[layers, heads, n]: for each place in `order` the first place with the same value."""
+        patches = self.values.shape[-1]
+        # From the lowest to the highest; of equal ones the later counts as higher, for the rules.
+        self.order = np.argsort(self.values, axis=-1, kind="stable")
         ordered = np.take_along_axis(self.values, self.order, axis=-1)
-        first = np.ones(ordered.shape, bool)
+        place, first = np.arange(patches), np.ones(ordered.shape, bool)
         first[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
-        return np.maximum.accumulate(np.where(first, np.arange(ordered.shape[-1]), 0), axis=-1)
+        # For each place in that order the first place with the same value.
+        self.group = np.maximum.accumulate(np.where(first, place, 0), axis=-1)
+        counts = attention.kept_counts(ordered, keep)
+        self.kept = np.stack([place >= patches - counts[rule][..., None] for rule in RULES])
 
     def below(self, counts: np.ndarray) -> np.ndarray:
         """For each place in `order`, how many of `counts` f64[..., n] have a lower value."""
@@ -137,12 +128,11 @@ class _Maps:
 
 def _measure(maps: _Maps, counts: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """f64[measures, layers, heads] of one object f64[n] against one image's maps."""
-    inside = maps.kept @ counts
-    iou = inside / (maps.kept @ valid + counts.sum() - inside)
-
     positive, every = counts[maps.order], valid[maps.order]
     negative = every - positive
     positives, negatives = counts.sum(), (valid - counts).sum()
+    inside = (maps.kept * positive).sum(-1)
+    iou = inside / ((maps.kept * every).sum(-1) + positives - inside)
     # Pairs that the map orders rightly, and wrongly; the others are ties, which count 1/2.
     right = (positive * maps.below(negative)).sum(-1)
     wrong = (negative * maps.below(positive)).sum(-1)

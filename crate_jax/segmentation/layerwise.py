@@ -13,6 +13,22 @@ import jax.numpy as jnp
 _NORM_FLOOR = 1e-12
 
 
+def of_layers(query: jax.Array, tokens: jax.Array) -> dict[str, jax.Array]:
+    """Both measures of every captured layer.
+
+    Args:
+        query: f[layers, b, 1+n, heads, d_head], as a model's `capture` returns it.
+        tokens: f[layers, b, 1+n, d], likewise.
+
+    Returns:
+        {"coding_rate": f32[b, layers], "sparsity": f32[b, layers]}.
+    """
+    return {
+        "coding_rate": jnp.stack([coding_rate(w) for w in query], axis=1),
+        "sparsity": jnp.stack([sparsity(z) for z in tokens], axis=1),
+    }
+
+
 def coding_rate(w: jax.typing.ArrayLike, eps: float = 0.01) -> jax.Array:
     """Coding rate of the tokens of each image against the layer's subspaces.
 

@@ -17,11 +17,11 @@ from crate_jax.models.patches import patchify, unpatchify
 _MASK_SEED = 0
 
 
-def figures(model: nnx.Module, images: jax.Array, indices: jax.Array) -> dict[str, jax.Array]:
-    """Per image: loss, the mean squared error over its hidden patches."""
+def loss(model: nnx.Module, images: jax.Array, indices: jax.Array) -> jax.Array:
+    """f32[b], the mean squared error over the hidden patches of each image."""
     pred, out, patches = reconstruct(model, images, indices)
     error = jnp.mean((pred - patches) ** 2, axis=-1)
-    return {"loss": jnp.sum(error * out["mask"], axis=1) / jnp.sum(out["mask"], axis=1)}
+    return jnp.sum(error * out["mask"], axis=1) / jnp.sum(out["mask"], axis=1)
 
 
 def reconstruct(

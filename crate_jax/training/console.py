@@ -148,9 +148,16 @@ def interrupted_line(step: int, signal_name: str) -> str:
 
 def evaluation_line(step: int, values: Mapping[str, float]) -> str:
     """One line an evaluation: accuracy, and the layer whose attention fits the objects best."""
-    parts = [f"evaluation after {step}: loss {values['val/loss']:.4f}"]
-    if "val/top1" in values:
-        parts.append(f"top1 {values['val/top1']:.3f}  top5 {values['val/top5']:.3f}")
+    parts = []
+    for name, digits in (
+        ("loss", 4),
+        ("top1", 3),
+        ("top5", 3),
+        ("knn_top1", 3),
+        ("linear_top1", 3),
+    ):
+        if (value := values.get(f"val/{name}")) is not None:
+            parts.append(f"{name.replace('_', ' ')} {value:.{digits}f}")
     best = best_layer(values, "val/cls_iou/mass/best/")
     if best:
         layer, iou = best
@@ -159,7 +166,7 @@ def evaluation_line(step: int, values: Mapping[str, float]) -> str:
             parts.append(
                 f"random weights {random:.3f}  all ones {values['val/cls_iou_all_ones']:.3f}"
             )
-    return "  ".join(parts)
+    return f"evaluation after {step}: " + "  ".join(parts)
 
 
 def best_layer(values: Mapping[str, float], prefix: str) -> tuple[str, float] | None:
@@ -188,7 +195,10 @@ def print_evaluation(values: Mapping[str, Any], keep: float) -> None:
             ("val/loss", 4),
             ("val/top1", 4),
             ("val/top5", 4),
+            ("val/knn_top1", 4),
+            ("val/linear_top1", 4),
             ("val/object_fraction", 4),
+            *((name, 4) for name in values if name.startswith("val/maskcut/")),
         )
         if name in values
     ]

@@ -1,106 +1,109 @@
-"""Held-out figures: top-1, top-5, loss; [CLS] attention against masks; coding rate and sparsity.
+"""Evaluators: what is measured of held-out images, each with a period of its own (`config.evals`).
 
-A masked autoencoder has the loss alone, on patches hidden by noise that depends on the image's
-place in the set, the same at every evaluation; its layers are measured with nothing hidden.
+An evaluator has `run(params)`, which yields metrics as (name, value), every one of a whole pass:
 
-Names: val/top1, val/top5, val/loss; val/cls_iou/RULE/HEAD/layerNN with RULE mass or area, HEAD best
-or mean and layers from 01; val/cls_iou_random/... for the same network with random weights;
-val/cls_iou_other/... for the same maps against another image's mask, which says how much is a
-prior on place; val/cls_iou_all_ones, val/cls_iou_centre_box; val/coding_rate/layerNN,
-val/sparsity/layerNN. An interval (95 %, bootstrap over images) adds /low and /high to the name.
+- validation: val/loss, val/top1, val/top5, val/images. A masked autoencoder has the loss alone, on
+  patches hidden by noise that depends on the image's place in the set, the same every time.
+- emergence: everything that `segmentation.emergence` measures of the first
+  `evaluation.capture_images` images, under val/; where the data has masks beside a network with
+  random weights, which is measured once. A masked autoencoder is measured with nothing hidden.
+- knn, probe: `training.probing`.
+- maskcut: `training.object_masks`.
+
+What is not finite is an error, not a score.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from flax import nnx
 
 from crate_jax.models import base
-from crate_jax.segmentation import attention, layerwise, scoring
-from crate_jax.training import autoencoding, losses, sharding
+from crate_jax.segmentation import attention, emergence, layerwise
+from crate_jax.training import autoencoding, console, losses, metrics, sharding
+from crate_jax.training.inputs import Data
 
 Arrays = dict[str, np.ndarray]
-RULES = ("mass", "area")
+Stop = Callable[[], bool]
+_PROGRESS_EVERY = 10.0  # seconds
 
 
 class Interrupted(Exception):
     """An evaluation was told to stop; nothing of it is kept."""
 
 
-def classifier_figures(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-    """Per image: loss, top1, top5, and the class predicted."""
-    return {
-        "loss": losses.cross_entropy(logits, labels),
-        "top1": losses.top_k_correct(logits, labels, 1),
-        "top5": losses.top_k_correct(logits, labels, 5),
-        "predicted": jnp.argmax(logits, axis=-1),
-    }
+def never() -> bool:
+    """The `stop` of an evaluation that nothing cuts short."""
+    return False
 
 
-def make_measure(
-    definition: nnx.GraphDef, mesh: jax.sharding.Mesh, *, capture: bool, masks: bool, keep: float
-) -> Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]:
-    """A jitted (parameters, batch) -> per-image arrays, the batch axis first.
+class Evaluator(Protocol):
+    """What is measured of a network.
 
-    Args:
-        definition: the static half of `base.split` of a classifier, or a masked autoencoder.
-        mesh: the devices; the results are gathered on every one, so that each host reads all.
-        capture: also measure every layer: coding_rate, sparsity f[b, layers].
-        masks: the batch has `mask` bool[b, h, w]; with `capture` also mass, area
-            f[b, layers, heads], the IoU of each head's thresholded map, other_mass, other_area,
-            the same against the mask of the image half a batch away, and the baselines.
-        keep: the part of mass or area that the rules keep.
+    Attributes:
+        passes: over the data, one after the other.
     """
 
-    def measure(params, batch):
-        model = base.merge(definition, params)
-        images = model.preprocess(batch["image"])
-        logits, out = model(images, capture=capture)
-        if model.config.family == "crate_mae":
-            figures = autoencoding.figures(model, images, batch["index"])
-        else:
-            figures = classifier_figures(logits, batch["label"])
-        if not capture:
-            return figures
-        numbers = range(out["query"].shape[0])
-        figures["coding_rate"] = jnp.stack(
-            [layerwise.coding_rate(out["query"][layer]) for layer in numbers], axis=1
-        )
-        figures["sparsity"] = jnp.stack(
-            [layerwise.sparsity(out["tokens"][layer]) for layer in numbers], axis=1
-        )
-        if masks:
-            grid = tuple(side // model.config.patch_size for side in images.shape[1:3])
-            ious, others = [], []
-            other = jnp.roll(batch["mask"], _partner(len(images)), axis=0)
-            for layer in numbers:
-                maps = attention.cls_maps(out["query"][layer], out["key"][layer])
-                ious.append(scoring.cls_iou(maps, batch["mask"], grid, fraction=keep))
-                others.append(scoring.cls_iou(maps, other, grid, fraction=keep))
-            for rule in RULES:
-                figures[rule] = jnp.stack([iou[rule] for iou in ious], axis=1)
-                figures[f"other_{rule}"] = jnp.stack([iou[rule] for iou in others], axis=1)
-            figures |= scoring.baselines(batch["mask"])
-        return figures
+    passes: tuple["Pass", ...]
 
-    return jax.jit(measure, out_shardings=sharding.replicated(mesh))
+    def run(self, params: Any, stop: Stop = never) -> Iterator[tuple[str, float]]:
+        """Metrics by name.
+
+        Args:
+            params: of the network.
+            stop: asked before every batch.
+
+        Raises:
+            Interrupted: where `stop` said so.
+            FloatingPointError: where the network's output is not finite.
+        """
+        ...
 
 
-class Evaluator:
-    """Runs a network over held-out batches.
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What evaluators work with.
+
+    Attributes:
+        config: of the run.
+        definition: the static half of `base.split`.
+        data: of the run.
+        mesh: the devices.
+        random_params: returns the parameters of the same network with random weights.
+    """
+
+    config: ml_collections.ConfigDict
+    definition: nnx.GraphDef
+    data: Data
+    mesh: jax.sharding.Mesh
+    random_params: Callable[[], Any]
+
+    @property
+    def batch_size(self) -> int:
+        """`evaluation.batch_size`, raised to the next multiple of the devices.
+
+        The last batch is padded anyway, and no metric depends on how a set is cut.
+        """
+        return -(-self.config.evaluation.batch_size // self.mesh.size) * self.mesh.size
+
+
+class Pass:
+    """A function of images, computed over a split batch by batch and gathered on every process.
 
     Args:
-        definition: the static half of `base.split` of a classifier.
-        batches: returns a fresh pass over the held-out set: this process's part of each batch,
-            with `valid` bool[b] False at padding.
-        mesh: the devices.
-        masks: whether batches have masks to score attention against.
-        capture_images: measure the layers on at least so many images (the first ones), since
-            capturing costs memory and time; 0 for none. Accuracy is always measured on all.
-        keep: the part of mass or area that the rules keep.
+        setting: what to work with.
+        name: said before each line of progress.
+        function: (params, batch) -> arrays with the batch axis first; `batch` has `keys`.
+        keys: of image, label, index and mask.
+        split: "train" or "val", seen as in evaluation: in order, without augmentation.
+        images: how many, the first ones; None for all.
 
     Attributes:
         skipped: indices of the corrupt images that the last pass left out, of all processes (needs
@@ -109,182 +112,216 @@ class Evaluator:
 
     def __init__(
         self,
-        definition: nnx.GraphDef,
-        batches: Callable[[], Iterable[Arrays]],
-        mesh: jax.sharding.Mesh,
-        *,
-        masks: bool,
-        capture_images: int,
-        keep: float,
+        setting: Setting,
+        name: str,
+        function: Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]],
+        keys: tuple[str, ...] = ("image",),
+        split: str = "val",
+        images: int | None = None,
     ):
-        masks = masks and capture_images > 0  # without layers there are no maps to score
-        self.batches, self.mesh, self.masks = batches, mesh, masks
-        self.capture_images, self.skipped = capture_images, []
-        self._plain = make_measure(definition, mesh, capture=False, masks=False, keep=keep)
-        self._full = make_measure(definition, mesh, capture=True, masks=masks, keep=keep)
-        self._random_images: Arrays | None = None
+        self.setting, self.name, self.split, self.images = setting, name, split, images
+        self.keys = (*dict.fromkeys((*keys, "index")), "valid")
+        self.skipped: list[int] = []
+
+        def run(params, batch):
+            return function(params, batch) | {name: batch[name] for name in ("index", "valid")}
+
+        self._run = jax.jit(run, out_shardings=sharding.replicated(setting.mesh))
+
+    def compile(self, params: Any, batch: Arrays) -> None:
+        """Compiles for a batch of these shapes; nothing is computed."""
+        self._run.lower(params, self._put(batch)).compile()
+
+    def batches(self, params: Any, stop: Stop = never) -> Iterator[Arrays]:
+        """The results, padding and corrupt images removed, in the order of the set.
+
+        Raises:
+            Interrupted: where `stop` said so.
+        """
+        self.skipped = []
+        total = len(self.setting.data.source(self.split))
+        left = total if self.images is None else min(self.images, total)
+        progress = _Progress(self.name, left)
+        batches = self.setting.data.once(self.split, self.setting.batch_size)
+        with contextlib.closing(batches):
+            for batch in batches:
+                if stop():
+                    raise Interrupted
+                found = jax.device_get(self._run(params, self._put(batch)))
+                valid, index = found.pop("valid"), found.pop("index")
+                self.skipped += index[~valid & (index >= 0)].tolist()
+                rows = np.flatnonzero(valid)[:left]
+                yield {name: values[rows] for name, values in found.items()}
+                left -= len(rows)
+                if not left:
+                    return
+                progress.left(left)
+
+    def gather(self, params: Any, stop: Stop = never) -> Arrays:
+        """The results of all batches, one after the other."""
+        batches = list(self.batches(params, stop))
+        return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+    def _put(self, batch: Arrays) -> dict[str, jax.Array]:
+        arrays = {key: batch[key] for key in self.keys}
+        arrays["index"] = arrays["index"].astype(np.int32)
+        return sharding.put_batch(arrays, sharding.batch_sharding(self.setting.mesh))
+
+
+class _Progress:
+    """A line every few seconds: how many are done, and how long the others will take."""
+
+    def __init__(self, name: str, total: int):
+        self.name, self.total = name, total
+        self.begin = self.spoke = time.monotonic()
+
+    def left(self, images: int) -> None:
+        now, done = time.monotonic(), self.total - images
+        if now - self.spoke > _PROGRESS_EVERY:
+            self.spoke = now
+            eta = metrics.duration_text((now - self.begin) / done * images)
+            console.say(f"{self.name:<10} {done:,} of {self.total:,} images  ETA {eta}")
+
+
+def check_finite(what: str, finite: np.ndarray) -> None:
+    """Raises FloatingPointError unless `finite`, bool of each image, is True of all."""
+    if not np.all(finite):
+        raise FloatingPointError(
+            f"{what}: expected finite values, got NaN or infinity for {np.sum(~finite):,} of "
+            f"{len(finite):,} images; check the weights"
+        )
+
+
+class Validation:
+    """Loss and accuracy on all held-out images."""
+
+    def __init__(self, setting: Setting):
+        definition = setting.definition
+        forward = base.forward(definition)
+
+        def classify(params, batch):
+            logits = forward(params, batch["image"])[0]
+            return {
+                "loss": losses.cross_entropy(logits, batch["label"]),
+                "top1": losses.top_k_correct(logits, batch["label"], 1),
+                "top5": losses.top_k_correct(logits, batch["label"], 5),
+                "finite": jnp.all(jnp.isfinite(logits), axis=-1),
+            }
+
+        def reconstruct(params, batch):
+            model = base.merge(definition, params)
+            loss = autoencoding.loss(model, model.preprocess(batch["image"]), batch["index"])
+            return {"loss": loss, "finite": jnp.isfinite(loss)}
+
+        autoencoder = setting.config.model.family == "crate_mae"
+        function, keys = (reconstruct, ()) if autoencoder else (classify, ("label",))
+        self.passes = (Pass(setting, "validation", function, ("image", *keys)),)
+
+    def run(self, params: Any, stop: Stop = never) -> Iterator[tuple[str, float]]:
+        """See `Evaluator.run`."""
+        images = self.passes[0].gather(params, stop)
+        check_finite("held-out outputs", images.pop("finite"))
+        for name, values in images.items():
+            yield f"val/{name}", float(np.mean(values, dtype=np.float64))
+        yield "val/images", len(images["loss"])
+        if skipped := self.passes[0].skipped:
+            yield "val/skipped_images", len(skipped)
+
+
+class Emergence:
+    """The layers on held-out images, and their [CLS] attention where the data has masks."""
+
+    def __init__(self, setting: Setting):
+        self.setting, config = setting, setting.config
+        masks = config.evaluation.cls_iou and setting.data.val.has_masks
+        forward = base.forward(setting.definition, capture=True)
+
+        def function(params, batch):
+            _, out = forward(params, batch["image"])
+            found = layerwise.of_layers(out["query"], out["tokens"])
+            if masks:
+                maps = attention.layer_maps(out["query"], out["key"])
+                found |= {"maps": maps, "mask": batch["mask"]}
+            return found
+
+        keys = ("image", "mask") if masks else ("image",)
+        images = config.evaluation.capture_images
+        self.passes = (Pass(setting, "emergence", function, keys, images=images),)
+        self._with_random, self._random = masks, None
+
+    def run(self, params: Any, stop: Stop = never) -> Iterator[tuple[str, float]]:
+        """See `Evaluator.run`."""
+        measured = self._measure(params, stop)
+        if self._with_random and self._random is None:
+            self._random = self._measure(self.setting.random_params(), stop)
+        estimates = emergence.estimates(measured, self._random)
+        for name, value in emergence.flatten(estimates).items():
+            yield f"val/{name}", value
+
+    def _measure(self, params: Any, stop: Stop) -> emergence.Measured:
+        config = self.setting.config
+        grid = (config.data.image_size // config.model.patch_size,) * 2
+        measured = emergence.Measured(config.evaluation.keep)
+        for batch in self.passes[0].batches(params, stop):
+            for row, layers in enumerate(zip(batch["coding_rate"], batch["sparsity"], strict=True)):
+                maps = objects = None
+                if "maps" in batch:
+                    maps = batch["maps"][row]
+                    objects = emergence.objects_of_mask(batch["mask"][row], grid)
+                measured.add(maps, objects, *layers)
+        return measured
+
+
+class Evaluation:
+    """The evaluators of a run, and when each is due.
+
+    Args:
+        evaluators: by name.
+        periods: of each in steps; 0 for at the end only, when all are due.
+        total: steps of the run.
+
+    Attributes:
+        seconds: that each took in the last `run`, as a metric: time/evaluation/NAME.
+    """
+
+    def __init__(self, evaluators: Mapping[str, Evaluator], periods: Mapping[str, int], total: int):
+        self.evaluators, self.periods, self.total = dict(evaluators), periods, total
+        self.seconds: dict[str, float] = {}
+
+    def due(self, step: int) -> list[str]:
+        """Names of those that are to run after a step; none after step 0."""
+        return [
+            name
+            for name in self.evaluators
+            if step
+            and (step == self.total or (self.periods[name] and step % self.periods[name] == 0))
+        ]
+
+    def done(self, step: int, lines: metrics.MetricsFile) -> bool:
+        """Whether the file holds what was due after a step."""
+        return all(lines.has(step, _seconds(name)) for name in self.due(step))
+
+    def run(self, names: list[str], params: Any, stop: Stop = never) -> dict[str, float]:
+        """The metrics of some, or nothing: see `Evaluator.run`."""
+        values, self.seconds = {}, {}
+        for name in names:
+            begin = time.monotonic()
+            values |= dict(self.evaluators[name].run(params, stop))
+            self.seconds[_seconds(name)] = time.monotonic() - begin
+        return values
 
     def compile(self, params: Any, batch: Arrays) -> None:
         """Compiles what a run will need, for a batch of these shapes; nothing is computed."""
-        arrays = self._put(batch, self.masks)
-        for part, function in ((False, self._plain), (True, self._full)):
-            needed = arrays if part else {k: v for k, v in arrays.items() if k != "mask"}
-            function.lower(params, {k: v for k, v in needed.items() if k != "valid"}).compile()
+        for evaluator in self.evaluators.values():
+            for one in evaluator.passes:
+                one.compile(params, batch)
 
-    def _put(self, batch: Arrays, masks: bool) -> dict[str, jax.Array]:
-        keys = ["image", "label", "index", "valid"] + ["mask"] * masks
-        arrays = {key: batch[key] for key in keys}
-        arrays["index"] = arrays["index"].astype(np.int32)
-        return sharding.put_batch(arrays, sharding.batch_sharding(self.mesh))
-
-    def measure(
-        self,
-        params: Any,
-        *,
-        capture_only: bool = False,
-        stop: Callable[[], bool] = lambda: False,
-    ) -> Arrays:
-        """Per-image arrays over the held-out set, padding removed, in the set's order.
-
-        Layer-wise arrays are shorter where `capture_images` is smaller than the set.
-
-        Args:
-            params: the parameters.
-            capture_only: end once the layers are measured.
-            stop: asked before every batch.
-
-        Raises:
-            Interrupted: where `stop` said so.
-        """
-        columns: dict[str, list[np.ndarray]] = {}
-        measured, skipped = 0, []
-        for batch in self.batches():
-            if stop():
-                raise Interrupted
-            full = measured < self.capture_images
-            if capture_only and not full:
-                break
-            arrays = self._put(batch, full and self.masks)
-            valid, index = arrays.pop("valid"), arrays["index"]
-            figures = jax.device_get((self._full if full else self._plain)(params, arrays))
-            valid, index = jax.device_get(_replicate((valid, index), self.mesh))
-            skipped += index[~valid & (index >= 0)].tolist()
-            paired = np.roll(valid, _partner(len(valid))) & (_partner(len(valid)) > 0)
-            for name in figures:
-                if name.startswith("other_"):
-                    figures[name] = np.where(paired[:, None, None], figures[name], np.nan)
-            for name, value in figures.items():
-                columns.setdefault(name, []).append(value[valid])
-            measured += int(valid.sum())
-        self.skipped = skipped
-        return {name: np.concatenate(parts) for name, parts in columns.items()}
-
-    def __call__(
-        self,
-        params: Any,
-        random_params: Any = None,
-        stop: Callable[[], bool] = lambda: False,
-    ) -> dict[str, float]:
-        """All figures by name.
-
-        Args:
-            params: the trained parameters.
-            random_params: a function returning the same network's random parameters, called once;
-                None leaves that baseline out.
-            stop: asked before every batch.
-
-        Raises:
-            Interrupted: where `stop` said so.
-        """
-        images = self.measure(params, stop=stop)
-        metrics = means(images)
-        if self.skipped:
-            metrics["val/skipped_images"] = len(self.skipped)
-        if not self.masks:
-            return metrics
-        rows = iou_rows(images, "val/cls_iou")
-        if random_params is not None:
-            if self._random_images is None:
-                self._random_images = self.measure(random_params(), capture_only=True, stop=stop)
-            random = self._random_images
-            metrics |= _row_means(iou_rows(random, "val/cls_iou_random"))
-            rows |= gain_rows(images, random)
-        return metrics | _row_means(rows) | _row_intervals(rows)
+    @property
+    def skipped(self) -> list[int]:
+        """Indices of the corrupt held-out images that the last passes left out."""
+        passes = [one for evaluator in self.evaluators.values() for one in evaluator.passes]
+        return sorted({i for one in passes if one.split == "val" for i in one.skipped})
 
 
-def means(images: Arrays) -> dict[str, float]:
-    """Means over images of what `Evaluator.measure` returns, by metric name."""
-    scores = [name for name in ("loss", "top1", "top5") if name in images]
-    metrics = {f"val/{name}": _mean(images[name]) for name in scores}
-    metrics["val/images"] = len(images["loss"])
-    for kind in ("coding_rate", "sparsity"):
-        if kind in images:
-            metrics |= _row_means(_by_layer(f"val/{kind}", images[kind].T))
-    if "mass" in images:
-        others = {rule: images[f"other_{rule}"] for rule in RULES}
-        paired = np.isfinite(others["mass"]).all(axis=(1, 2))
-        if paired.any():
-            others = {rule: values[paired] for rule, values in others.items()}
-            metrics |= _row_means(iou_rows(others, "val/cls_iou_other"))
-        for name in ("all_ones", "centre_box"):
-            metrics[f"val/cls_iou_{name}"] = _mean(images[name])
-        # A mask of everything has the object's share of the image as its IoU.
-        metrics["val/object_fraction"] = metrics["val/cls_iou_all_ones"]
-    return metrics
-
-
-def iou_rows(images: Arrays, prefix: str) -> dict[str, np.ndarray]:
-    """PREFIX/RULE/HEAD/layerNN: f64[images], IoU of the best head in each and of all heads."""
-    rows = {}
-    for rule in RULES:
-        scores = scoring.head_scores(np.moveaxis(images[rule], 0, 1))
-        for head in ("best", "mean"):
-            rows |= _by_layer(f"{prefix}/{rule}/{head}", scores[head])
-    return rows
-
-
-def gain_rows(images: Arrays, random_images: Arrays) -> dict[str, np.ndarray]:
-    """val/cls_iou_gain/RULE/best/layerNN: trained minus random weights, paired by image."""
-    rows = {}
-    for rule in RULES:
-        trained, random = (x[rule].max(axis=-1).astype(np.float64) for x in (images, random_images))
-        rows |= _by_layer(f"val/cls_iou_gain/{rule}/best", (trained - random).T)
-    return rows
-
-
-def _partner(batch: int) -> int:
-    """How far away in a batch the image is whose mask the control takes; 0: there is none."""
-    return batch // 2
-
-
-def layer_name(index: int) -> str:
-    """Index 0 -> "layer01"."""
-    return f"layer{index + 1:02d}"
-
-
-def _by_layer(prefix: str, values: np.ndarray) -> dict[str, np.ndarray]:
-    """f[layers, images] as rows PREFIX/layerNN."""
-    return {f"{prefix}/{layer_name(index)}": row for index, row in enumerate(values)}
-
-
-def _row_means(rows: dict[str, np.ndarray]) -> dict[str, float]:
-    return {name: _mean(row) for name, row in rows.items()}
-
-
-def _row_intervals(rows: dict[str, np.ndarray]) -> dict[str, float]:
-    """NAME/low and NAME/high of every row; one set of draws serves all."""
-    low, high = scoring.bootstrap_interval(np.stack(list(rows.values())))
-    ends = {"low": low, "high": high}
-    return {
-        f"{name}/{end}": float(values[index])
-        for index, name in enumerate(rows)
-        for end, values in ends.items()
-    }
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(np.mean(values, dtype=np.float64))
-
-
-def _replicate(arrays: Any, mesh: jax.sharding.Mesh) -> Any:
-    return jax.device_put(arrays, sharding.replicated(mesh))
+def _seconds(name: str) -> str:
+    return f"time/evaluation/{name}"

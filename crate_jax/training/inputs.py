@@ -7,12 +7,11 @@ from collections.abc import Iterator
 import jax
 import ml_collections
 import numpy as np
-from flax import nnx
 
 from crate_jax import data as datasets
 from crate_jax.config import Durations
 from crate_jax.models.base import ImageModelConfig
-from crate_jax.training import distributed, evaluation
+from crate_jax.training import distributed
 
 
 @dataclasses.dataclass
@@ -39,11 +38,15 @@ class Data:
             process_count=jax.process_count(),
         )
 
-    def val_batches(self) -> Iterator[dict[str, np.ndarray]]:
-        """This process's part of the held-out batches, once through."""
+    def source(self, split: str) -> datasets.Source:
+        """Of "train" or "val"."""
+        return self.train if split == "train" else self.val
+
+    def once(self, split: str, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+        """This process's part of a split's batches, once through, seen as in evaluation."""
         return datasets.eval_batches(
-            self.val,
-            batch_size=self.config.evaluation.batch_size,
+            self.source(split),
+            batch_size=batch_size,
             transform=self.transform("val"),
             workers=self.config.data.workers,
             process_index=jax.process_index(),
@@ -108,11 +111,11 @@ def list_skipped(
 
 
 def list_skipped_held_out(
-    evaluator: evaluation.Evaluator, source: datasets.Source, directory: pathlib.Path
+    skipped: list[int], source: datasets.Source, directory: pathlib.Path
 ) -> None:
     """Lists what an evaluation left out in skipped_held_out_images.txt; once for all processes."""
-    if evaluator.skipped and jax.process_index() == 0:
-        _list_paths(directory / "skipped_held_out_images.txt", source, evaluator.skipped)
+    if skipped and jax.process_index() == 0:
+        _list_paths(directory / "skipped_held_out_images.txt", source, skipped)
 
 
 def _list_paths(file: pathlib.Path, source: datasets.Source, indices: list[int]) -> None:
@@ -122,20 +125,3 @@ def _list_paths(file: pathlib.Path, source: datasets.Source, indices: list[int])
 def pixels_and_labels(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What of a training batch goes to the devices."""
     return {"image": batch["image"], "label": batch["label"]}
-
-
-def make_evaluator(
-    config: ml_collections.ConfigDict,
-    definition: nnx.GraphDef,
-    data: Data,
-    mesh: jax.sharding.Mesh,
-) -> evaluation.Evaluator:
-    """The evaluator that `config.evaluation` describes."""
-    return evaluation.Evaluator(
-        definition,
-        data.val_batches,
-        mesh,
-        masks=config.evaluation.cls_iou and data.val.has_masks,
-        capture_images=config.evaluation.capture_images,
-        keep=config.evaluation.keep,
-    )

@@ -23,6 +23,7 @@ from crate_jax.training import (
     console,
     distributed,
     evaluation,
+    evaluators,
     inputs,
     optim,
     preflight,
@@ -78,7 +79,6 @@ def _train(
     config = configuration.resolve(config)
     mesh = sharding.make_mesh(config.fsdp, devices)
     sharding.check_batch("batch_size", config.batch_size, mesh, config.accumulate)
-    sharding.check_batch("evaluation.batch_size", config.evaluation.batch_size, mesh)
     say(console.device_line(mesh))
 
     # ---- Data: opened and checked before anything is compiled -----------------------------------
@@ -130,14 +130,15 @@ def _train(
     split = sharding.batch_sharding(mesh)
     flops = steps.flops_per_image(config, model_config)
     say(console.model_line(model_config, shapes[0], flops, config.dtype))
-    evaluator = inputs.make_evaluator(config, definition, data, mesh)
+    setting = evaluation.Setting(config, definition, data, mesh, lambda: init(seed_key)[0])
+    evals = evaluators.make(setting, plan)
 
     # ---- Workdir, and resumption: newest whole checkpoint, then input position, then metrics -----
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     needed_bytes = 2 * state_bytes + 2**24
     if config.dry_run:
         workdir.check(directory, config, needed_bytes)
-        preflight.check(config, data, plan, train_step, template, evaluator, directory)
+        preflight.check(setting, plan, train_step, template, evals, directory)
         return 0
     writer = jax.process_index() == 0
     with distributed.together("opening the workdir"):
@@ -170,15 +171,14 @@ def _train(
                 "the same command again to resume"
             ) from error
 
-    def evaluate_now(step: int, params: Any) -> None:
-        begin = time.monotonic()
+    def evaluate_now(step: int, names: list[str], params: Any) -> None:
         try:
-            values = evaluator(params, lambda: init(seed_key)[0], stop.within_step)
+            values = evals.run(names, params, stop.within_step)
         except evaluation.Interrupted:
             say(console.interrupted_line(step, stop.name))
             return
-        inputs.list_skipped_held_out(evaluator, data.val, directory)
-        record(step, values | {"time/evaluation": time.monotonic() - begin})
+        inputs.list_skipped_held_out(evals.skipped, data.val, directory)
+        record(step, values | evals.seconds)
         say(console.evaluation_line(step, values))
 
     def save(step: int, params: Any, training: Any) -> None:
@@ -214,10 +214,8 @@ def _train(
     stop = opened.enter_context(StopSignal())
     opened.enter_context(distributed.losing_none(checkpoints.abandon))
     # Stopped between a step and its evaluation: that is made up for first.
-    made_up = start and due(start, plan.evaluate["validation"])
-    done = not made_up or metrics.has(start, "val/loss")
-    if not distributed.all_true(done):
-        evaluate_now(start, params)
+    if not distributed.all_true(evals.done(start, metrics)):
+        evaluate_now(start, evals.due(start), params)
         if stop.within_step():
             return stop.status
     for step in range(start + 1, plan.total + 1):
@@ -247,9 +245,10 @@ def _train(
         if saved:
             with watch.pause("checkpoint"):
                 save(step, params, training)
-        if due(step, plan.evaluate["validation"]) and not stopping:
+        if (names := evals.due(step)) and not stopping:
+            check_finite(training)
             with watch.pause("evaluation"):
-                evaluate_now(step, params)
+                evaluate_now(step, names, params)
             stopping = stop.within_step()
         if stopping:
             if not saved:
@@ -287,7 +286,6 @@ def evaluate(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -
     """
     config = configuration.resolve(config)
     mesh = sharding.make_mesh(config.fsdp)
-    sharding.check_batch("evaluation.batch_size", config.evaluation.batch_size, mesh)
     directory = pathlib.Path(directory).expanduser().absolute()
     model_config = variants.from_dict(config.model.to_dict())
     with distributed.together("opening the data and the workdir"):
@@ -304,16 +302,16 @@ def evaluate(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -
     definition, _ = base.split(variants.abstract(model_config, dtype=config.dtype))
     shardings = sharding.state_shardings(mesh, whole)
 
-    evaluator = inputs.make_evaluator(config, definition, data, mesh)
-
     def init(key):
         return base.split(variants.build(model_config, key))[1]
 
     # Born sharded, as in training: the same random network, on all processes.
     random = jax.jit(init, out_shardings=shardings)
-    values = evaluator(
-        sharding.put_tree(whole, shardings), lambda: random(jax.random.key(config.seed))
+    setting = evaluation.Setting(
+        config, definition, data, mesh, lambda: random(jax.random.key(config.seed))
     )
+    evals = evaluators.make(setting, configuration.durations(config, len(data.train)))
+    values = evals.run(list(evals.evaluators), sharding.put_tree(whole, shardings))
     say(f"evaluated step {step}")
     console.print_evaluation(values, config.evaluation.keep)
     if jax.process_index() == 0:

@@ -16,12 +16,11 @@ from crate_jax.training.inputs import Data
 
 
 def check(
-    config: ml_collections.ConfigDict,
-    data: Data,
+    setting: evaluation.Setting,
     plan: Durations,
     train_step: Callable,
     template: tuple[Any, Any],
-    evaluator: evaluation.Evaluator,
+    evals: evaluation.Evaluation,
     directory: pathlib.Path,
 ) -> None:
     """Lists the parameters, reads a batch of each split, compiles, says what will happen.
@@ -29,27 +28,27 @@ def check(
     Nothing is trained and nothing written.
 
     Args:
-        config: resolved.
-        data: of the run.
+        setting: of the run.
         plan: its durations.
         train_step: jitted (parameters, training state, batch).
         template: shapes and shardings of parameters and training state.
-        evaluator: of the run.
+        evals: its evaluators.
         directory: the workdir.
     """
     say(parameter_overview.get_parameter_overview(template[0], include_stats=False))
-    split = sharding.batch_sharding(evaluator.mesh)
+    split = sharding.batch_sharding(setting.mesh)
+    data = setting.data
     with data.batches() as batches:
         batch = next(batches)
     say(f"read      a training batch of {_shape(batch['image'])}")
     step = train_step.lower(
         *template, sharding.put_batch(inputs.pixels_and_labels(batch), split)
     ).compile()
-    held_out = next(iter(data.val_batches()))
+    held_out = next(data.once("val", setting.batch_size))
     say(f"read      a held-out batch of {_shape(held_out['image'])}")
-    evaluator.compile(template[0], held_out)
+    evals.compile(template[0], held_out)
     say("compiled  the training step and the evaluation")
-    say(_text(config, data, plan, step, template, directory))
+    say(_text(setting.config, data, plan, step, template, directory))
 
 
 def _shape(array: Any) -> str:

@@ -1,6 +1,6 @@
 """How good frozen features are: a linear probe and k nearest neighbours."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -10,50 +10,77 @@ import scipy.optimize
 
 from crate_jax import data as datasets
 from crate_jax.models import base
-from crate_jax.training import sharding
+from crate_jax.training import evaluation, inputs, sharding
 
 L2 = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
-def features(
-    model: Any,
-    source: datasets.Source,
-    transform: datasets.Transform | None,
-    *,
-    batch_size: int = 256,
-    workers: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Features and labels of a whole split, over all devices of this process.
+class Features:
+    """Frozen features and labels of both splits; those of the newest parameters are remembered."""
 
-    Args:
-        model: from `crate_jax.load`.
-        source: of `crate_jax.data.source`.
-        transform: of `crate_jax.data.transform(config, "val")`.
-        batch_size: a multiple of the number of devices.
-        workers: processes that read and decode.
+    def __init__(self, setting: evaluation.Setting):
+        forward = base.forward(setting.definition)
 
-    Returns:
-        (f32[n, d], int[n]); corrupt images that the source skips are left out.
-    """
-    mesh = sharding.make_mesh()
-    sharding.check_batch("batch_size", batch_size, mesh)
-    definition, params = base.split(model)
-    params = jax.device_put(params, sharding.replicated(mesh))
+        def function(params, batch):
+            features = forward(params, batch["image"])[1]["features"]
+            return {"features": features, "label": batch["label"]}
 
-    @jax.jit
-    def embed(params, images):
-        network = base.merge(definition, params)
-        return network(network.preprocess(images))[1]["features"]
+        self.passes = tuple(
+            evaluation.Pass(setting, f"{split} set", function, ("image", "label"), split)
+            for split in ("train", "val")
+        )
+        self._of: Any = None
 
-    split = sharding.batch_sharding(mesh)
-    columns, labels = [], []
-    for batch in datasets.eval_batches(
-        source, batch_size=batch_size, transform=transform, workers=workers
-    ):
-        images = sharding.put_batch({"image": batch["image"]}, split)["image"]
-        columns.append(np.asarray(embed(params, images))[batch["valid"]])
-        labels.append(batch["label"][batch["valid"]])
-    return np.concatenate(columns), np.concatenate(labels)
+    def __call__(
+        self, params: Any, stop: evaluation.Stop = evaluation.never
+    ) -> tuple[np.ndarray, ...]:
+        """(f32[n, d], int[n]) of the training set, and the same of the held-out images.
+
+        Corrupt images that the source skips are left out.
+
+        Raises:
+            evaluation.Interrupted: where `stop` said so.
+            FloatingPointError: where a feature is not finite.
+        """
+        if self._of is not params:
+            arrays = []
+            for one in self.passes:
+                found = one.gather(params, stop)
+                finite = np.isfinite(found["features"]).all(axis=1)
+                evaluation.check_finite(f"features, {one.name}", finite)
+                arrays += [found["features"], found["label"]]
+            self._of, self._arrays = params, tuple(arrays)
+        return self._arrays
+
+
+class NearestNeighbours:
+    """val/knn_top1: `nearest_neighbours` on frozen features."""
+
+    def __init__(self, features: Features):
+        self.features, self.passes = features, features.passes
+
+    def run(
+        self, params: Any, stop: evaluation.Stop = evaluation.never
+    ) -> Iterator[tuple[str, float]]:
+        """See `evaluation.Evaluator.run`."""
+        train, labels, queries, truth = self.features(params, stop)
+        yield "val/knn_top1", float(np.mean(nearest_neighbours(train, labels, queries) == truth))
+
+
+class LinearProbe:
+    """val/linear_top1, val/linear_l2: `linear_probe` on frozen features."""
+
+    def __init__(self, features: Features):
+        self.features, self.passes = features, features.passes
+
+    def run(
+        self, params: Any, stop: evaluation.Stop = evaluation.never
+    ) -> Iterator[tuple[str, float]]:
+        """See `evaluation.Evaluator.run`."""
+        train, labels, queries, truth = self.features(params, stop)
+        predicted, strength = linear_probe(train, labels, queries)
+        yield "val/linear_top1", float(np.mean(predicted == truth))
+        yield "val/linear_l2", strength
 
 
 def nearest_neighbours(
@@ -171,23 +198,18 @@ def probe(model: Any, config: Any) -> dict[str, float]:
 
     Returns:
         knn_top1, linear_top1, linear_l2, train_images, images.
+
+    Raises:
+        FloatingPointError: where a feature is not finite.
     """
-    transform = datasets.transform(config.data, "val")
-    (x, y), (queries, truth) = (
-        features(
-            model,
-            datasets.source(config.data, split),
-            transform,
-            batch_size=config.evaluation.batch_size,
-            workers=config.data.workers,
-        )
-        for split in ("train", "val")
-    )
-    linear, strength = linear_probe(x, y, queries)
-    return {
-        "knn_top1": float(np.mean(nearest_neighbours(x, y, queries) == truth)),
-        "linear_top1": float(np.mean(linear == truth)),
-        "linear_l2": strength,
-        "train_images": len(x),
+    mesh = sharding.make_mesh()
+    definition, params = base.split(model)
+    params = jax.device_put(params, sharding.replicated(mesh))
+    data = inputs.Data(config, *(datasets.source(config.data, split) for split in ("train", "val")))
+    features = Features(evaluation.Setting(config, definition, data, mesh, lambda: params))
+    scores = dict(NearestNeighbours(features).run(params)) | dict(LinearProbe(features).run(params))
+    train, _, queries, _ = features(params)
+    return {name.removeprefix("val/"): value for name, value in scores.items()} | {
+        "train_images": len(train),
         "images": len(queries),
     }

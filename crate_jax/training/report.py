@@ -78,15 +78,14 @@ def examples(
         return []
     batch, valid = _spread(data, count)
 
-    @jax.jit
-    def look(params, images):
-        model = base.merge(definition, params)
-        logits, out = model(model.preprocess(images), capture=True)
-        layers = range(out["query"].shape[0])
-        maps = [attention.cls_maps(out["query"][layer], out["key"][layer]) for layer in layers]
-        return logits, jax.numpy.stack(maps, axis=1)
+    forward = base.forward(definition, capture=True)
 
-    logits, maps = jax.device_get(look(params, batch["image"]))
+    @jax.jit
+    def logits_and_maps(params, images):
+        logits, out = forward(params, images)
+        return logits, attention.layer_maps(out["query"], out["key"])
+
+    logits, maps = jax.device_get(logits_and_maps(params, batch["image"]))
     rows = batch["image"].shape[1] // config.model.patch_size
     maps = maps.reshape(*maps.shape[:3], rows, -1)
     names = data.val.class_names

@@ -47,9 +47,9 @@ def test_pictures_keep_what_was_seen_and_loss_is_that_of_the_model():
     assert np.abs(completed.astype(int) - images)[~hidden].max() <= 1
     assert np.abs(completed.astype(int) - images)[hidden].mean() > 10
     pred, out, patches = autoencoding.reconstruct(model, model.preprocess(images), indices)
-    figures = autoencoding.figures(model, model.preprocess(images), indices)
-    np.testing.assert_allclose(np.mean(figures["loss"]), out["loss"], rtol=1e-5)
+    losses = autoencoding.loss(model, model.preprocess(images), indices)
+    np.testing.assert_allclose(np.mean(losses), out["loss"], rtol=1e-5)
     # The mask belongs to the image, not to its place in the batch.
-    again = autoencoding.figures(model, model.preprocess(images[2:]), indices[2:])
-    np.testing.assert_allclose(again["loss"][0], figures["loss"][2], rtol=1e-5)
+    again = autoencoding.loss(model, model.preprocess(images[2:]), indices[2:])
+    np.testing.assert_allclose(again[0], losses[2], rtol=1e-5)
     assert pred.shape == patches.shape

@@ -23,7 +23,7 @@ from crate_jax.convert import run_directory
 from crate_jax.data.processes import WorkerDied
 from crate_jax.training import checkpoint, loop, metrics
 from crate_jax.training import step as steps
-from crate_jax.training.evaluation import Evaluator
+from crate_jax.training.evaluation import Pass
 from tests.end_to_end import pictures, runs
 
 STEPS, EVERY = 12, 4  # steps of the run and between checkpoints
@@ -84,23 +84,28 @@ def test_sigterm_saves_and_loses_nothing(images, unharmed, tmp_path, strike, cap
     continues(tmp_path, images, unharmed, reached=6, lost=0)
 
 
+@pytest.mark.parametrize(("knn", "cut"), [("never", 3), ("2 steps", 2)])
 def test_sigterm_cuts_an_evaluation_short_and_resuming_makes_it_up(
-    images, tmp_path, monkeypatch, capsys
+    knn, cut, images, tmp_path, monkeypatch, capsys
 ):
+    """Whichever evaluators were due."""
     config = pictures.config(images, 8, evaluate_every="3 steps", evaluation__batch_size=1)
+    config.evals.knn = knn
     assert loop.train(config, tmp_path / "whole") == 0
     strikes = iter([None, None, lambda: os.kill(os.getpid(), signal.SIGTERM)])
-    put = Evaluator._put
+    put = Pass._put
 
     def strike_at_third_batch(self, *args):
         (next(strikes, None) or (lambda: None))()
         return put(self, *args)
 
-    monkeypatch.setattr(Evaluator, "_put", strike_at_third_batch)
+    monkeypatch.setattr(Pass, "_put", strike_at_third_batch)
     assert loop.train(config, tmp_path / "cut") == 0
-    assert "the evaluation after 3 was cut short" in capsys.readouterr().out
-    assert runs.checkpoint_steps(tmp_path / "cut") == [3]
-    assert not any("val/loss" in line for line in runs.metrics(tmp_path / "cut"))
+    assert f"the evaluation after {cut} was cut short" in capsys.readouterr().out
+    assert runs.checkpoint_steps(tmp_path / "cut") == [cut]
+    assert not any(
+        key.startswith("val/") for line in runs.metrics(tmp_path / "cut") for key in line
+    )
     assert loop.train(config, tmp_path / "cut") == 0
     assert runs.metrics(tmp_path / "cut") == runs.metrics(tmp_path / "whole")
 

@@ -1,6 +1,7 @@
 """One short run in this process: what it writes, evaluation alone, and errors before any work."""
 
 import json
+import re
 
 import pytest
 
@@ -35,31 +36,25 @@ def test_files(finished):
 
 def test_metric_names(finished):
     last = runs.metrics(finished)[-1]
-    layers = ("layer01", "layer02")
-    expected = {"step", "val/loss", "val/top1", "val/top5", "val/images", "val/object_fraction"}
-    expected |= {"val/cls_iou_all_ones", "val/cls_iou_centre_box"}
-    for layer in layers:
+    expected = {"val/object_fraction", "val/cls_iou_all_ones", "val/cls_iou_centre_box"}
+    for layer in ("layer01", "layer02"):
         expected |= {f"val/coding_rate/{layer}", f"val/sparsity/{layer}"}
-        for rule in ("mass", "area"):
-            figures = [f"val/cls_iou/{rule}/{head}/{layer}" for head in ("best", "mean")]
-            figures.append(f"val/cls_iou_gain/{rule}/best/{layer}")
-            expected |= {f"{name}{end}" for name in figures for end in ("", "/low", "/high")}
-            for kind in ("random", "other"):
-                expected |= {f"val/cls_iou_{kind}/{rule}/{h}/{layer}" for h in ("best", "mean")}
+        for kind in ("", "_random", "_gain", "_other", "_own_minus_other"):
+            stems = [f"cls_iou{kind}/mass", f"cls_iou{kind}/area"]
+            stems += [f"cls_{measure}{kind}" for measure in ("auroc", "ap", "pointing")]
+            for head in ("best", "mean", "fixed"):
+                expected |= {f"val/{stem}/{head}/{layer}" for stem in stems}
+    expected = {f"{name}{end}" for name in expected for end in ("", "/low", "/high")}
+    expected |= {"step", "val/loss", "val/top1", "val/top5", "val/images"}
     assert set(last) == expected
     assert last["val/images"] == 24
     training = runs.metrics(finished)[-2]
     assert set(training) == {"step", "train/loss", "train/top1", "train/learning_rate"}
     page = (runs.ROOT / "docs" / "training.md").read_text()
-    stems = {name.split("/layer")[0] for name in expected | set(training)} - {"step"}
-    for stem in stems:
-        for value, pattern in (
-            ("mass", "RULE"),
-            ("area", "RULE"),
-            ("best", "HEAD"),
-            ("mean", "HEAD"),
-        ):
-            stem = stem.replace(f"/{value}", f"/{pattern}")
+    stems = {re.split("/layer|/low|/high", name)[0] for name in expected | set(training)}
+    for stem in stems - {"step"}:
+        stem = re.sub("/(mass|area)", "/RULE", stem)
+        stem = re.sub("/(best|mean|fixed)", "/HEAD", stem)
         assert f"`{stem}" in page, stem
 
 

@@ -26,7 +26,7 @@ def test_devices_fsdp_and_accumulation_give_the_same_curve(images, tmp_path):
     config = f"tests/end_to_end/folder_config.py:root={images},steps="
     names = {
         "one": (1, {}),
-        "fsdp": (8, {"fsdp": 4}),
+        "fsdp": (8, {"fsdp": 4, "evaluation.batch_size": 250}),  # not a multiple of the devices
         "accumulation": (2, {"accumulate": 4, "remat": "full"}),
     }
     jobs = [[str(tmp_path / n), f"{config}{STEPS}", d, c] for n, (d, c) in names.items()]
@@ -42,8 +42,10 @@ def test_devices_fsdp_and_accumulation_give_the_same_curve(images, tmp_path):
     assert len(curve) == STEPS
     for name in [*names, "moved"]:
         assert runs.losses(tmp_path / name) == pytest.approx(curve, rel=2e-4), name
-    last = [runs.metrics(tmp_path / name)[-1] for name in ("one", "moved")]
-    assert last[1] == pytest.approx(last[0], rel=1e-3)
+    last = [runs.metrics(tmp_path / name)[-1] for name in ("one", "fsdp", "moved")]
+    assert last[0]["val/images"] == 12
+    for other in last[1:]:
+        assert other == pytest.approx(last[0], rel=1e-3)
 
 
 # (devices, SIGTERM after this step): eight, then one, then four to the end.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from crate_jax.segmentation import attention, emergence
+from crate_jax.segmentation import attention, emergence, scoring
 
 LAYERS, HEADS, GRID = 2, 3, (4, 3)
 CELLS = GRID[0] * GRID[1]
@@ -121,6 +121,17 @@ def test_every_measure_is_what_counting_pixels_gives(ties):
         np.testing.assert_allclose(objects.all_ones, shares)
         boxes = [centre_box_iou(labels, value) for value in values]
         np.testing.assert_allclose(objects.centre_box, boxes)
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
+@pytest.mark.parametrize("keep", [0.0, 0.3, 0.6, 1.0])
+def test_the_rules_are_those_of_attention(ties, keep):
+    rng = np.random.default_rng(4)
+    maps, labels = random_maps(rng, ties), random_labels(rng)
+    (own,) = measured_of((maps, emergence.objects_of_labels(labels, GRID)), keep=keep).own
+    for place, rule in enumerate(attention.RULES.values()):
+        ious = scoring.class_iou(rule(maps, keep), labels, GRID)[1]
+        np.testing.assert_allclose(own[place, :, :-1], ious.mean(0), rtol=1e-12)
 
 
 def test_a_mask_is_a_label_map_of_one_object():
