@@ -9,8 +9,11 @@ import copy
 import io
 
 import numpy as np
+from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from crate_jax.segmentation import run_lengths
 
 _STATS = {"AP": 0, "AP50": 1, "AP75": 2, "AR100": 8}
 
@@ -33,8 +36,9 @@ def coco_ap(
 
     Args:
         ground_truth: a COCO dictionary with `images` (id, height, width) and `annotations`
-            (image_id, bbox, area, segmentation as polygons or RLE, iscrowd). Not changed.
-        predictions: COCO results: image_id and an RLE or polygon `segmentation` each.
+            (image_id, segmentation as polygons or run-length code; bbox and area, by default
+            those of the segmentation; iscrowd). Not changed.
+        predictions: COCO results: image_id and a `segmentation` each, of either kind.
         keep_scores: use the predictions' `score` in place of 1.
         samples: number of bootstrap draws over images for intervals of AP, AP50 and AP75;
             0 for none. 1,000 draws of 5,000 images take some seconds.
@@ -47,29 +51,31 @@ def coco_ap(
         NaN where there is no annotated object that counts.
 
     Raises:
-        ValueError: a prediction of an image that the ground truth does not hold, or one without
-            a segmentation.
+        ValueError: a prediction of an image that the ground truth does not hold; an image without
+            id, height and width; a segmentation that is none (`run_lengths.checked`).
     """
-    images = {image["id"] for image in ground_truth["images"]}
-    strangers = sorted({p["image_id"] for p in predictions} - images, key=str)
-    if strangers:
+    try:
+        sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
+    except (KeyError, TypeError) as error:
         raise ValueError(
-            f"expected predictions of the {len(images)} annotated images; got {len(strangers)} "
-            f"other image ids, the first {strangers[0]!r}. Use the data set's own image ids"
+            f"ground truth: expected images with id, height and width, got one without {error}"
+        ) from error
+    unknown = sorted({p["image_id"] for p in predictions} - set(sizes), key=str)
+    if unknown:
+        raise ValueError(
+            f"expected predictions of the {len(sizes)} annotated images; got {len(unknown)} "
+            f"other image ids, the first {unknown[0]!r}. Use the data set's own image ids"
         )
-    if not all(p.get("segmentation") for p in predictions):
-        raise ValueError("expected a segmentation (RLE or polygons) in every prediction")
-
     truth = COCO()
-    truth.dataset = _as_one_class(ground_truth)
+    truth.dataset = _as_one_class(ground_truth, sizes)
     scored = [
         {
             "image_id": p["image_id"],
             "category_id": 1,
-            "segmentation": copy.deepcopy(p["segmentation"]),
+            "segmentation": _segmentation(p, sizes, f"prediction {number}"),
             "score": float(p["score"]) if keep_scores else 1.0,
         }
-        for p in predictions
+        for number, p in enumerate(predictions)
     ]
     result = {}
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
@@ -90,18 +96,32 @@ def coco_ap(
     return result
 
 
-def _as_one_class(ground_truth: dict) -> dict:
+def _as_one_class(ground_truth: dict, sizes: dict) -> dict:
+    annotations = []
     # Numbered from 1: pycocotools takes a match with an annotation of id 0 for no match.
-    annotations = [
-        {"iscrowd": 0} | annotation | {"id": number, "category_id": 1}
-        for number, annotation in enumerate(copy.deepcopy(ground_truth["annotations"]), start=1)
-    ]
+    for number, given in enumerate(ground_truth["annotations"], start=1):
+        if given.get("image_id") not in sizes:
+            raise ValueError(
+                f"annotation {given.get('id')}: expected one of the {len(sizes)} image ids, got "
+                f"{given.get('image_id')!r}"
+            )
+        code = _segmentation(given, sizes, f"annotation {given.get('id')}")
+        derived = {"bbox": rle.toBbox(code).tolist(), "area": float(rle.area(code)), "iscrowd": 0}
+        replaced = {"segmentation": code, "id": number, "category_id": 1}
+        annotations.append(derived | given | replaced)
     return {
         "info": {},
         "images": copy.deepcopy(ground_truth["images"]),
         "annotations": annotations,
         "categories": [{"id": 1, "name": "object"}],
     }
+
+
+def _segmentation(holder: dict, sizes: dict, name: str) -> dict:
+    """The run-length code of a prediction or an annotation."""
+    image = holder["image_id"]
+    what = f"{name}, of image {image!r}: segmentation"
+    return run_lengths.checked(holder.get("segmentation"), sizes[image], what)
 
 
 def _without_predictions(truth):
@@ -157,13 +177,32 @@ class _Matches:
         self.true, self.false = matched & ~ignored, ~matched & ~ignored
         counts = [len(e["dtScores"]) for _, e in present]
         self.image = np.repeat([i for i, _ in present], counts).astype(int)[order]
+        # Detections of one image that follow each other, all of one score, are a block.
+        scores = scores[order]
+        edge = (np.diff(self.image) != 0) | (np.diff(scores) != 0)
+        starts = np.flatnonzero(edge) + 1
+        self.start = np.concatenate([[0], starts]).astype(int)[: max(1, len(scores))]
+        self.length = np.diff([*self.start, len(scores)])
+
+    def drawn(self, times: np.ndarray) -> np.ndarray:
+        """Places of the detections where image i is there times[i] times.
+
+        An image's copies follow each other whole, as images that pycocotools would number anew: of
+        two detections of one score d1 d2 d1 d2, not d1 d1 d2 d2.
+        """
+        if not self.image.size:
+            return np.zeros(0, int)
+        lengths = self.length * times[self.image[self.start]]
+        first = np.repeat(np.cumsum(lengths) - lengths, lengths)
+        within = (np.arange(lengths.sum()) - first) % np.repeat(self.length, lengths)
+        return np.repeat(self.start, lengths) + within
 
     def precision(self, times: np.ndarray, recalls: np.ndarray) -> np.ndarray:
         """Average precision at each IoU threshold, image i counted times[i] times."""
         objects = int(self.objects @ times)
         if objects == 0:
             return np.full(len(self.true), np.nan)
-        index = np.repeat(np.arange(self.image.size), times[self.image])
+        index = self.drawn(times)
         true, false = (np.cumsum(a[:, index], axis=1) for a in (self.true, self.false))
         precision = true / np.maximum(true + false, 1)
         # The envelope: precision at a recall is the best at that recall or beyond.

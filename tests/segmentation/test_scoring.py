@@ -313,6 +313,33 @@ def test_bootstrap_counts_matches_as_pycocotools_does(monkeypatch):
                 assert result[f"{kind}/{name}/{end}"] == pytest.approx(result[f"{kind}/{name}"])
 
 
+def test_bootstrap_counts_an_image_drawn_twice_as_two_images(monkeypatch):
+    """Against pycocotools on a data set in which the images drawn are there as often."""
+    rng = np.random.default_rng(1)
+    truth, found = random_coco_case(12)
+    found = [f | {"score": float(rng.choice([0.5, 0.75]))} for f in found]
+    drawn = np.sort(rng.integers(12, size=12))
+    assert len(set(drawn)) < 10
+
+    class Drawn:
+        def integers(self, high, size):
+            return drawn
+
+    ids = [image["id"] for image in truth["images"]]
+    repeated, again = {"images": [], "annotations": []}, []
+    for new, old in enumerate(ids[place] for place in drawn):
+        repeated["images"].append({"id": new, "height": 20, "width": 20})
+        for copies, given in ((repeated["annotations"], truth["annotations"]), (again, found)):
+            copies.extend(a | {"image_id": new} for a in given if a["image_id"] == old)
+    for keep_scores in (False, True):
+        want = scoring.coco_ap(repeated, again, keep_scores=keep_scores)
+        with monkeypatch.context() as patch:
+            patch.setattr(average_precision.np.random, "default_rng", lambda seed: Drawn())
+            got = scoring.coco_ap(truth, found, keep_scores=keep_scores, samples=1)
+        for name in ("box/AP", "box/AP50", "mask/AP", "mask/AP75"):
+            assert got[f"{name}/low"] == pytest.approx(want[name]), name
+
+
 def test_bootstrap_interval_of_ap_holds_the_score_and_is_deterministic():
     truth, found = random_coco_case()
     result = scoring.coco_ap(truth, found, samples=50)
@@ -324,8 +351,22 @@ def test_coco_ap_refuses_strangers():
     truth, found = coco_case({1: [box(9, 9, 0, 0, 5, 5)]}, [(2, box(9, 9, 0, 0, 5, 5))], (9, 9))
     with pytest.raises(ValueError, match="the first 2"):
         scoring.coco_ap(truth, found)
-    with pytest.raises(ValueError, match="segmentation"):
+    with pytest.raises(ValueError, match=r"prediction 0, of image 1: segmentation: expected a run"):
         scoring.coco_ap(truth, [{"image_id": 1, "bbox": [0, 0, 1, 1]}])
+    truth["annotations"][0]["image_id"] = 7
+    with pytest.raises(ValueError, match=r"annotation 1: expected one of the 1 image ids, got 7"):
+        scoring.coco_ap(truth, [])
+    with pytest.raises(ValueError, match="id, height and width, got one without 'width'"):
+        scoring.coco_ap({"images": [{"id": 1, "height": 9}], "annotations": []}, [])
+
+
+def test_coco_ap_takes_polygons_and_plain_run_lengths_of_predictions():
+    truth, _ = coco_case({1: [box(20, 20, 2, 3, 8, 13)]}, [])
+    polygons = [[3, 2, 13, 2, 13, 8, 3, 8]]
+    counts = [3 * 20 + 2, *([6, 14] * 9), 6, 400 - 12 * 20 - 8]
+    for segmentation in (polygons, {"size": [20, 20], "counts": counts}):
+        scores = scoring.coco_ap(truth, [{"image_id": 1, "segmentation": segmentation}])
+        assert scores["mask/AP"] == scores["box/AP"] == pytest.approx(1)
 
 
 def test_errors_say_what_is_expected():
