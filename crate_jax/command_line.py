@@ -82,7 +82,8 @@ def run(
 
     Args:
         command: does the work and returns its status.
-        *faults: errors of a user's besides ValueError, OSError and ImportError.
+        *faults: errors of a user's besides ValueError, OSError, ImportError and FloatingPointError
+            (weights that give no numbers).
         stopped: said after Ctrl-C.
     """
     pressed: list[int] = []
@@ -97,7 +98,7 @@ def run(
             return 130
         if isinstance(error, BrokenPipeError) and _reader_gone():
             return 141
-        if not isinstance(error, (ValueError, OSError, ImportError, *faults)):
+        if not isinstance(error, (ValueError, OSError, ImportError, FloatingPointError, *faults)):
             raise
         logging.debug("", exc_info=True)
         print(f"error: {error}", file=sys.stderr, flush=True)

@@ -142,11 +142,8 @@ def attention_of_layers(network: Network, layers: Sequence[int]) -> Callable:
 
     def run(params, images):
         _, out = forward(params, images)
-        return {
-            "maps": attention.layer_maps(out["query"], out["key"]),
-            "coding_rate": jnp.stack([layerwise.coding_rate(w) for w in out["query"]], axis=1),
-            "sparsity": jnp.stack([layerwise.sparsity(z) for z in out["tokens"]], axis=1),
-        }
+        maps = attention.layer_maps(out["query"], out["key"])
+        return {"maps": maps} | layerwise.of_layers(out["query"], out["tokens"])
 
     return run
 

@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
             return loop.evaluate(_CONFIG.value, _WORKDIR.value)
         return loop.train(_CONFIG.value, _WORKDIR.value)
 
-    faults = (FloatingPointError, WorkerDied, checkpoint.CheckpointError, distributed.ProcessFailed)
+    faults = (WorkerDied, checkpoint.CheckpointError, distributed.ProcessFailed)
     try:
         status = command_line.run(
             work, *faults, stopped="stopped by Ctrl-C; run the same command again to go on"

@@ -111,6 +111,7 @@ def failing(error):
     [
         (ValueError("size: expected at least 1, got 0"), 2, "error: size: expected at least 1"),
         (FileNotFoundError(2, "No such file or directory", "x"), 2, "error: [Errno 2] No such"),
+        (FloatingPointError("features: NaN"), 2, "error: features: NaN"),
         (ImportError("extra torch is needed"), 2, "error: extra torch"),
         (ZeroDivisionError("a user's, as this command says"), 2, "error: a user's"),
         (BrokenPipeError(32, "Broken pipe"), 2, "error: [Errno 32] Broken pipe"),  # not stdout's
