@@ -3,8 +3,8 @@
 The protocol is that of docs/protocols.md, section 3 (arXiv 2308.16271): patches kept by a rule are
 brought to the image by nearest upsampling and compared with the object; **the best head is chosen
 anew for every object** (every semantic class of every image), then IoU is averaged over the classes
-of an image and over images. That figure grows with the number of heads, so the mean over heads, one
-head chosen for the whole set, and the baselines belong beside it.
+of an image and over images. That grows with the number of heads, so the mean over heads, one head
+for the whole set, and the baselines belong beside it: `emergence` has them all.
 
 Conventions, everywhere in this file:
 
@@ -12,10 +12,9 @@ Conventions, everywhere in this file:
 - Void pixels (255 in VOC) leave both the intersection and the union.
 - A prediction that misses an object wholly, or finds one where there is none, scores 0. Where
   both are empty the score is 1 (DINO's evaluation does the same). Images without any object are
-  not part of the protocol: leave them out, as `ImageScores` does.
+  not part of the protocol: leave them out, as `emergence.Measured` does.
 """
 
-from dataclasses import dataclass, field
 from functools import partial
 
 import jax
@@ -26,7 +25,6 @@ from crate_jax.segmentation.attention import PAPER_FRACTION, RULES, cell_of_pixe
 from crate_jax.segmentation.average_precision import coco_ap
 
 __all__ = [
-    "ImageScores",
     "baselines",
     "bootstrap_interval",
     "cell_counts",
@@ -35,7 +33,6 @@ __all__ = [
     "class_iou",
     "cls_iou",
     "coco_ap",
-    "head_scores",
     "iou",
 ]
 
@@ -131,7 +128,7 @@ def cls_iou(
         fraction: share of mass or of area that is kept.
 
     Returns:
-        {"mass": f32[b, heads], "area": f32[b, heads]}. Heads stay apart; `head_scores` reduces.
+        {"mass": f32[b, heads], "area": f32[b, heads]}. Heads stay apart.
 
     Raises:
         ValueError: the shapes do not belong together.
@@ -232,73 +229,6 @@ def class_iou(
     union = inside.sum(0) + pixels - inside
     is_object = present != background
     return present[is_object], (inside / union)[is_object]
-
-
-def head_scores(scores: jax.typing.ArrayLike) -> dict[str, np.ndarray]:
-    """Reduces the heads of a whole set of images, three ways.
-
-    Args:
-        scores: f[..., images, heads], IoU of one object an image; leading axes such as layers
-            are kept apart.
-
-    Returns:
-        Values an image, f64[..., images], ready for a mean and for `bootstrap_interval`:
-        "best": the best head of each image by its IoU, the paper's figure, which needs the truth;
-        "mean": the mean of the heads' IoU, what a head drawn at random scores;
-        "single": the one head that is best over the whole set, for all images. Chosen and
-        measured on the same images, so still slightly favourable.
-    """
-    scores = np.asarray(scores, np.float64)
-    if scores.ndim < 2 or 0 in scores.shape:
-        raise ValueError(f"expected scores [..., images, heads], none empty; got {scores.shape}")
-    head = scores.mean(-2).argmax(-1)[..., None, None]
-    return {
-        "best": scores.max(-1),
-        "mean": scores.mean(-1),
-        "single": np.take_along_axis(scores, head, axis=-1)[..., 0],
-    }
-
-
-@dataclass
-class ImageScores:
-    """Gathers IoU over a set whose images hold any number of classes (VOC's protocol).
-
-    For each class of an image the best head by IoU; mean over the image's classes; images stay
-    apart, so that their mean is the score and their spread gives the interval.
-
-        scores = ImageScores()
-        for keep, labels in ...:                    # keep bool[layers, heads, n]
-            scores.add(class_iou(keep, labels, grid)[1])
-        best = scores.result()["best"]              # f64[layers, images]; best.mean(-1)
-
-    Attributes:
-        without_object: images that were added with no class. They are counted and left out.
-    """
-
-    without_object: int = 0
-    _best: list[np.ndarray] = field(default_factory=list)
-    _heads: list[np.ndarray] = field(default_factory=list)
-
-    def add(self, scores: np.ndarray) -> None:
-        """Takes one image: f[classes, ..., heads], as `class_iou` returns it."""
-        if len(scores) == 0:
-            self.without_object += 1
-            return
-        self._best.append(np.max(scores, axis=-1).mean(0))
-        self._heads.append(np.mean(scores, axis=0))
-
-    def result(self) -> dict[str, np.ndarray]:
-        """Values an image, f64[..., images], under "best", "mean" and "single" (`head_scores`).
-
-        Raises:
-            ValueError: no image with an object was added.
-        """
-        if not self._best:
-            raise ValueError(
-                f"expected at least one image with an object; got {self.without_object} without"
-            )
-        reduced = head_scores(np.stack(self._heads, axis=-2))
-        return reduced | {"best": np.stack(self._best, axis=-1)}
 
 
 def centre_box(size: tuple[int, int], side: float = 0.5) -> np.ndarray:

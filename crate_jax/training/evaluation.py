@@ -301,6 +301,10 @@ class Evaluation:
         """Whether the file holds what was due after a step."""
         return all(lines.has(step, _seconds(name)) for name in self.due(step))
 
+    def latest(self, lines: metrics.MetricsFile) -> dict[str, Any]:
+        """The newest line of the first evaluator: at the end of a run, of all of them."""
+        return next((lines.latest(_seconds(name)) for name in self.evaluators), {})
+
     def run(self, names: list[str], params: Any, stop: Stop = never) -> dict[str, float]:
         """The metrics of some, or nothing: see `Evaluator.run`."""
         values, self.seconds = {}, {}

@@ -259,7 +259,7 @@ def _train(
     settle(plan.total, params, training)
 
     # ---- Report ---------------------------------------------------------------------------------
-    console.print_evaluation(metrics.latest("val/loss"), config.evaluation.keep)
+    console.print_evaluation(evals.latest(metrics), config.evaluation.keep)
     if config.report:
         params = sharding.whole_tree(params, mesh)
         if writer:

@@ -123,32 +123,7 @@ def test_class_iou_without_an_object():
     assert scores.shape == (0, 2)
 
 
-# -- heads, images, baselines -----------------------------------------------------------------
-
-
-def test_heads_reduce_to_best_mean_and_single():
-    scores = np.array([[0.1, 0.9, 0.5], [0.6, 0.0, 0.5]])
-    reduced = scoring.head_scores(scores)
-    np.testing.assert_allclose(reduced["best"], [0.9, 0.6])
-    np.testing.assert_allclose(reduced["mean"], [0.5, 1.1 / 3])
-    np.testing.assert_allclose(reduced["single"], [0.5, 0.5])  # head 2 has the best mean
-    layered = scoring.head_scores(np.stack([scores, scores[:, ::-1]]))
-    assert layered["best"].shape == (2, 2)
-
-
-def test_image_scores_average_over_classes_then_images():
-    gathered = scoring.ImageScores()
-    # Two layers, two heads. First image: two classes, each with its own best head.
-    gathered.add(np.array([[[0.8, 0.2], [0.1, 0.1]], [[0.0, 0.6], [0.3, 0.5]]]))
-    gathered.add(np.zeros((0, 2, 2)))
-    gathered.add(np.array([[[0.4, 0.1], [0.2, 0.0]]]))
-    assert gathered.without_object == 1
-    result = gathered.result()
-    np.testing.assert_allclose(result["best"], [[0.7, 0.4], [0.3, 0.2]])
-    np.testing.assert_allclose(result["mean"], [[0.4, 0.25], [0.25, 0.1]])
-    np.testing.assert_allclose(result["single"], [[0.4, 0.4], [0.2, 0.2]])
-    with pytest.raises(ValueError, match="at least one image with an object"):
-        scoring.ImageScores().result()
+# -- baselines --------------------------------------------------------------------------------
 
 
 def test_baselines_by_hand():
@@ -382,7 +357,5 @@ def test_errors_say_what_is_expected():
         jax.eval_shape(lambda: scoring.cell_counts(jax.numpy.zeros((4097, 4096)), (2, 2)))
     with pytest.raises(ValueError, match="labels"):
         scoring.class_iou(np.ones((2, 4), bool), np.ones((4, 4, 3)), (2, 2))
-    with pytest.raises(ValueError, match="images, heads"):
-        scoring.head_scores(np.zeros((0, 3)))
     with pytest.raises(ValueError, match="side in"):
         scoring.centre_box((4, 4), 50)
