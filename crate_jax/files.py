@@ -84,8 +84,8 @@ class Lock(contextlib.AbstractContextManager):
     Args:
         path: of the file; its folder is made if needed.
 
-    Raises (on entering):
-        ValueError: another process holds it; the message names that process.
+    Raises:
+        ValueError: on entering: another process holds it; the message names that process.
         OSError: the file cannot be written.
     """
 

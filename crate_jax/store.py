@@ -44,7 +44,7 @@ def listing(names: Sequence[str]) -> dict[str, Any]:
 
 
 class Store(contextlib.AbstractContextManager):
-    """A folder of results, claimed on entering by a set of settings and a share of the work.
+    """A folder of results, claimed by a set of settings and a share of the work: `with Store(...)`.
 
     Args:
         out: the folder, made if needed.
@@ -52,8 +52,8 @@ class Store(contextlib.AbstractContextManager):
         share: (I, N), the I-th of N shares of the work, from 1.
         covering: names in the folder of the files that show all results.
 
-    Raises (on entering):
-        ValueError: the folder holds results of other settings (the message lists the differences)
+    Raises:
+        ValueError: on entering: the folder holds results of other settings (the message lists the differences)
             or of something else, or another process is at work on this share.
         OSError: it cannot be written.
     """

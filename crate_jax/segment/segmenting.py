@@ -95,7 +95,8 @@ def segment(
         The number of this shard's images that failed; they are in `out`/failures.jsonl.
 
     Raises:
-        ValueError: options that do not fit the network, or an `out` of other settings.
+        ValueError: options that do not fit the network, annotations that do not tell the images'
+            ids, an `out` of other settings or of something else, or another process at work there.
     """
     layer = inference.layer_index(network.config, options.layer, options.method)
     size = inference.input_size(network.config, options.size)

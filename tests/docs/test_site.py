@@ -33,7 +33,6 @@ INTERNAL = {
     "crate_jax.segment.__main__",
     "crate_jax.convert.__main__",
     "crate_jax.convert.arguments",
-    "crate_jax.files",
     "crate_jax.export.pages",
     "crate_jax.arguments",
     "crate_jax.segment.records",
