@@ -25,7 +25,7 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
         OSError: the folder cannot be written or the disk is full; what was at `path` before is
             still there.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # a symbolic link stays one, and is written through
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not `tempfile`: its files are private (0600), and a web server could not read the result.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")

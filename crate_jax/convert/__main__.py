@@ -13,7 +13,7 @@ import functools
 import os
 import sys
 
-from crate_jax import command_line
+from crate_jax import command_line, files
 from crate_jax.convert import arguments, formats
 
 _FORMATS = """\
@@ -76,6 +76,7 @@ def convert(source: str, target: str, **declared) -> str:
     exporting = target.endswith(stablehlo.SUFFIX)
     if not exporting:
         formats.suffix(target)  # a wrong suffix is said before gigabytes are read
+    files.remove_partial([os.path.realpath(target)])  # of a conversion that was killed
     checkpoint = checkpoints.read(source, **declared)
     config = checkpoint.config
     lines = [f"{checkpoint.source}: {weights.describe(config)}"]

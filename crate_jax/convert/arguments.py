@@ -1,6 +1,7 @@
 """What a raw file does not tell, as command-line options: the same for every command that loads."""
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ from crate_jax.convert.published import PUBLISHED
 
 _NAMES = (
     *("heads", "pool", "image_size", "lambd", "step_size", "epsilon", "head_epsilon"),
-    *("nonlinearity", "positions", "published", "entry", "step"),
+    *("nonlinearity", "positions", "mean", "std", "published", "entry", "step"),
 )
 
 
@@ -23,6 +24,20 @@ def size(text: str) -> tuple[int, int]:
             f"expected pixels, as 480 or HEIGHTxWIDTH such as 320x480, got {text!r}"
         )
     return sides * 2 if len(sides) == 1 else sides
+
+
+def channels(text: str) -> tuple[float, float, float]:
+    """0.5 or 0.485,0.456,0.406: a number for each channel of images scaled to [0, 1]."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
+        raise argparse.ArgumentTypeError(
+            f"expected one number or RED,GREEN,BLUE such as 0.485,0.456,0.406, got {text!r}"
+        )
+    red, green, blue = numbers * (3 // len(numbers))
+    return red, green, blue
 
 
 def add_declarations(add: Callable) -> None:
@@ -58,6 +73,13 @@ def add_declarations(add: Callable) -> None:
         choices=("size", "dino", "notebook"),
         help="how positions are resampled to another size",
     )
+    add(
+        "--mean",
+        type=channels,
+        metavar="R,G,B",
+        help="subtracted from images in [0, 1]; ImageNet's by default, many of timm's have 0.5",
+    )
+    add("--std", type=channels, metavar="R,G,B", help="by which they are divided then, likewise")
     add(
         "--published",
         metavar="NAME",

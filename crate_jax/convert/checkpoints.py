@@ -1,8 +1,10 @@
 """Read a checkpoint of anybody's, build the network, write it for somebody else."""
 
 import dataclasses
+import logging
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 
 from crate_jax import _version
 from crate_jax.convert import declare, formats, identify, names, run_directory, weights
+from crate_jax.convert.text import listed
 from crate_jax.models import base
 from crate_jax.models.base import ImageModelConfig, Transformer
 from crate_jax.models.positions import resize_positions
@@ -17,6 +20,7 @@ from crate_jax.models.positions import resize_positions
 # Beside the config's fields, `load` takes these.
 OPTIONS = ("published", "entry", "drop_head", "step")
 _HEAD = ("head_norm", "head_hidden", "head")
+_NORM = re.compile(r"^fc_norm\.")
 
 
 @dataclasses.dataclass
@@ -29,13 +33,21 @@ class Checkpoint:
     source: str
     unused: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
+    # Those of the notes that say what may not be meant.
+    warnings: list[str] = dataclasses.field(default_factory=list)
 
 
-def read(path: str | os.PathLike, **declared: Any) -> Checkpoint:
-    """A checkpoint file, or the directory of a run, with what the user declares; see `load`."""
+def read(
+    path: str | os.PathLike, assumed: Mapping[str, Any] | None = None, **declared: Any
+) -> Checkpoint:
+    """A checkpoint file, or the directory of a run, with what the user declares; see `load`.
+
+    `assumed` holds, by config field, where neither the file nor the user says it.
+    """
     declare.check_names(declared, OPTIONS)
     path = pathlib.Path(path).expanduser()  # shells leave the ~ of --checkpoint=~/x alone
-    options = {name: declared.pop(name, None) for name in OPTIONS}
+    options: dict[str, Any] = {name: declared.pop(name, None) for name in OPTIONS}
+    options["assumed"] = assumed
     if path.is_dir():
         checkpoint = _read_workdir(path, options, declared)
     else:
@@ -49,63 +61,85 @@ def read(path: str | os.PathLike, **declared: Any) -> Checkpoint:
 
 def _read_file(path: pathlib.Path, options: dict, declared: dict) -> Checkpoint:
     found = identify.find(formats.read(path), options["entry"])
-    notes = []
-    if options["drop_head"]:
-        _drop_head_tensors(found)
     try:
-        if found.duplicates:
-            raise ValueError(
-                f"{len(found.duplicates)} names twice once prefixes are stripped: "
-                f"{weights.listed(found.duplicates)}"
-            )
-        told = identify.facts(found)
-        if found.family == "vit":
-            told, notes = _vit_pool(found, told, declared)
-        settled = _settle(found, told, declared, options["published"])
-        state = {name: formats.to_array(name, tensor) for name, tensor in found.state.items()}
-        file_config = _at_files_size(settled)
-        params = weights.to_params(state, file_config, found.naming)
+        checkpoint = _of_found(found, options, declared)
     except ValueError as error:
         text = str(error)
         raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from error
+    if found.left_out:
+        checkpoint.notes.append(f"left out beside the network: {listed(found.left_out)}")
+    if found.others:
+        checkpoint.warnings.append(
+            f"read entry {found.entry!r}; others with a network: "
+            f"{', '.join(repr(o) for o in found.others)} (choose with entry=, --entry)"
+        )
+    checkpoint.notes += checkpoint.warnings
+    return checkpoint
+
+
+def _of_found(found: identify.Found, options: dict, declared: dict) -> Checkpoint:
+    """The checkpoint of a dictionary of weights; no value is read before all shapes fit."""
+    if options["drop_head"]:
+        _drop_head_tensors(found)
+    if found.duplicates:
+        raise ValueError(
+            f"{len(found.duplicates)} names twice once prefixes are stripped: "
+            f"{listed(found.duplicates)}"
+        )
+    told, warnings = identify.facts(found), []
+    if found.family == "vit":
+        told, warnings = _vit_pool(found, told, declared)
+    settled = _settle(found, told, declared, options)
+    file_config = _at_files_size(settled)
+    weights.check(found.state, file_config, found.naming)
     unused = weights.UNUSED.get(found.family, ())
+    wanted = {*weights.expected(file_config, found.naming), *unused} & set(found.state)
+    state = {name: formats.to_array(name, found.state[name]) for name in sorted(wanted)}
+    params = weights.to_params(state, file_config, found.naming)
     carried = {name: state[name] for name in unused if name in state}
+    notes = []
     if settled.resized_from:
         params["positions"] = _resized(params["positions"], settled)
         carried.pop("pos_embed", None)
         rows, columns = settled.resized_from
         notes.append(f"positions resampled from {rows} x {columns} patches")
-    if found.left_out:
-        notes.append(f"left out beside the network: {weights.listed(found.left_out)}")
-    if found.others:
-        notes.append(
-            f"read entry {found.entry!r}; others with a network: "
-            f"{', '.join(repr(o) for o in found.others)} (choose with entry=)"
-        )
-    return Checkpoint(settled.config, params, settled.origin, str(path), carried, notes)
+    source = str(found.file.path)
+    return Checkpoint(settled.config, params, settled.origin, source, carried, notes, warnings)
 
 
-def _settle(found: identify.Found, told: dict, declared: Mapping, published: str | None):
+def _settle(found: identify.Found, told: dict, declared: Mapping, options: Mapping):
     """`declare.declare`, its complaints joined by what does not fit anyway."""
     try:
-        return declare.declare(found, told, declared, published)
+        return declare.declare(found, told, declared, options["published"], options["assumed"])
     except ValueError as error:
         more = declare.misfits(found, told)
         raise ValueError("\n  ".join([str(error), *more])) from error
 
 
 def _vit_pool(found: identify.Found, told: dict, declared: Mapping) -> tuple[dict, list[str]]:
-    """A declared pooling wins over the one that timm's name of the last norm tells."""
-    pool, named = declared.get("pool"), told.get("pool", "cls")
-    if pool is None or pool == named:
+    """The pooling of a ViT: what timm's name of the last norm tells, and what is declared.
+
+    timm calls it `fc_norm` where it follows the pooling, which may be the mean, the maximum or half
+    of both, and `norm` where it precedes the pooling.
+    """
+    stored = (found.file.declaration or {}).get("config", {})
+    pool = declared.get("pool") or stored.get("pool")
+    if pool not in (None, "cls", "mean"):
+        raise ValueError(
+            f"pool: expected one of cls, mean, got {pool!r}; timm's max and avgmax pooling are not "
+            "computed here"
+        )
+    if "pool" not in told:
+        return told | {"norm_before_pool": pool == "mean"}, []
+    if pool == "cls":  # the one token that is read is normalised after or before, all the same
+        found.state = {_NORM.sub("norm.", name): tensor for name, tensor in found.state.items()}
+        return {k: v for k, v in told.items() if k != "pool"}, []
+    if pool == "mean":
         return told, []
-    name, other = ("fc_norm.", "norm.") if pool == "mean" else ("norm.", "fc_norm.")
-    found.state = {
-        name + k.removeprefix(other) if k.startswith(other) else k: v
-        for k, v in found.state.items()
-    }
-    told = {k: v for k, v in told.items() if k != "pool"}
-    return told, [f"pool {pool} as declared, though the file's last norm is called {other[:-1]}"]
+    return told, [
+        "pool: taken as mean, which the last norm's name (fc_norm) tells; timm's avgmax and max "
+        "pooling have the same names and are not computed here. Declare pool=mean to say that it is"
+    ]
 
 
 def _at_files_size(settled: declare.Declared) -> ImageModelConfig:
@@ -207,6 +241,8 @@ def load(path: str | os.PathLike, **declared: Any) -> Transformer:
         ImportError: for a PyTorch file without PyTorch.
     """
     checkpoint = read(path, **declared)
+    for warning in checkpoint.warnings:
+        logging.warning("%s: %s", checkpoint.source, warning)
     return weights.build(checkpoint.params, checkpoint.config)
 
 

@@ -38,6 +38,7 @@ DECLARABLE = (
 # These choose how a network is looked at; declaring them anew contradicts nothing.
 _CHOICES = ("image_size", "positions")
 _DEFAULT = "default of the code"
+_CONFIG = "config.model"  # of the run that starts from the file
 
 
 @dataclasses.dataclass
@@ -65,6 +66,7 @@ def declare(
     told: Mapping[str, Any],
     declared: Mapping[str, Any],
     entry: str | None = None,
+    assumed: Mapping[str, Any] | None = None,
 ) -> Declared:
     """The config of the weights found.
 
@@ -73,6 +75,8 @@ def declare(
         told: `identify.facts(found)`.
         declared: what the user says, by config field.
         entry: the name of a published file, which says the rest.
+        assumed: what holds, by config field, where nothing else says it; of `image_size` the grid
+            where the number of positions fits it, else its shape.
 
     Raises:
         ValueError: everything undeclared or contradictory, together, each with its remedy.
@@ -81,12 +85,18 @@ def declare(
     known = variants.FAMILIES[found.family][0]
     fields = {f.name for f in dataclasses.fields(known)}
     told = dict(told)
-    patches, inner = told.pop("patches"), told.pop("inner")
+    patches, inner, output_map = (
+        told.pop("patches"),
+        told.pop("inner"),
+        told.pop("output_map", False),
+    )
     not_heads = told.pop("not_heads", None)
     values, origin = dict(told), dict.fromkeys(told, "told by shapes")
     if "head_epsilon" in told:
         origin["head_epsilon"] = _DEFAULT
     stored = (found.file.declaration or {}).get("config", {})
+    assumed = {k: v for k, v in (assumed or {}).items() if k in fields}
+    _settle_ratio(values, stored, assumed)
     source_size = None
     sources = [("stored in the file", stored)]
     if entry is not None:
@@ -111,26 +121,35 @@ def declare(
                 continue
             values[name], origin[name] = value, source
 
+    for name in set(assumed) & set(DECLARABLE) - set(values) - {"image_size", "pool"}:
+        if (name, assumed[name]) != ("nonlinearity", "mlp"):  # its tensors would tell
+            values[name], origin[name] = assumed[name], _CONFIG
+
     if "heads" not in values:
         problems.append(_undeclared_heads(values, inner, not_heads, found.family))
     elif not_heads == values["heads"]:
         problems.append(
-            f"heads: declared {not_heads}, but one head of full width has no output map and this "
-            f"file has one; candidates: {_divisors(inner, not_heads)}"
+            f"heads: {origin['heads']} {not_heads}, but one head of full width has no output map "
+            f"and this file has one; candidates: {_divisors(inner, not_heads)}"
         )
     elif values["heads"] < 1 or inner % values["heads"]:
         problems.append(
             f"heads: expected a divisor of the inner width {inner} "
-            f"({_divisors(inner, not_heads)}), got {values['heads']!r}"
+            f"({_divisors(inner, not_heads)}), got {values['heads']!r} ({origin['heads']})"
         )
     else:
         values["head_dim"] = inner // values["heads"]
-    if "lambd" not in values and (match := re.search(r"lmd([0-9.]+[0-9])", found.file.path.name)):
+        if "full_width_output" in fields:
+            one = values["heads"] == 1 and inner == values["dim"]
+            values["full_width_output"] = one and output_map
+    named = re.search(r"lmd(\d+(?:\.\d+)?)", found.file.path.name)
+    undeclared = "lambd" in fields and origin.get("lambd") in (None, _CONFIG)
+    if named and undeclared and values.get("lambd") != float(named[1]):
         problems.append(
-            f"lambd: the file's name says lmd{match[1]} and the code's default is another; declare "
-            f"lambd={match[1]}"
+            f"lambd: the file's name says lmd{named[1]}, and {_CONFIG} or the code's default "
+            f"{values.get('lambd', 'another')}; declare lambd={named[1]}"
         )
-    grid = _grid(patches, values, source_size, problems)
+    grid = _grid(patches, values, source_size, assumed.get("image_size"), problems)
     if problems:
         raise ValueError(
             f"{found.file.path}: {found.family} of width {values['dim']}, depth {values['depth']}, "
@@ -170,7 +189,7 @@ def plain(name: str, value: Any) -> Any:
         ValueError: a value of another kind.
     """
     expected = {"heads": "an integer", "image_size": "an integer or (height, width)"}
-    expected |= {"mean": "three numbers", "std": "three numbers"}
+    expected |= {"mean": "three numbers", "std": "three numbers", "mlp_skip": "True or False"}
     try:
         if name == "heads":
             return operator.index(value)
@@ -183,10 +202,12 @@ def plain(name: str, value: Any) -> Any:
         if name in ("mean", "std"):
             red, green, blue = (float(v) for v in value)
             return red, green, blue
-        if name in ("pool", "positions", "nonlinearity", "mlp_skip"):
+        if name in ("pool", "positions", "nonlinearity"):
             return value  # checked against their choices by the config
+        if name == "mlp_skip":
+            return {True: True, False: False}[value]
         return float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise ValueError(
             f"{name}: expected {expected.get(name, 'a number')}, got {value!r}"
         ) from error
@@ -206,7 +227,12 @@ def _published(entry, values, family, problems) -> dict[str, Any]:
 
 
 def _divisors(inner: int, not_heads: int | None) -> str:
-    return ", ".join(str(h) for h in range(1, inner + 1) if not inner % h and h != not_heads)
+    return ", ".join(str(h) for h in _divisors_of(inner) if h != not_heads)
+
+
+def _divisors_of(number: int) -> list[int]:
+    small = [d for d in range(1, math.isqrt(number) + 1) if not number % d]
+    return sorted({*small, *(number // d for d in small)})
 
 
 def candidates(values: Mapping[str, Any], family: str) -> list[str]:
@@ -234,7 +260,16 @@ def _undeclared_heads(values, inner, not_heads, family) -> str:
     )
 
 
-def _grid(patches, values, source_size, problems) -> tuple[int, int] | None:
+def _settle_ratio(values: dict[str, Any], *known: Mapping[str, Any]) -> None:
+    """The ratio of the MLP that was meant: a width of rounded numbers fits several."""
+    hidden = int(values["dim"] * values.get("mlp_ratio", 0))
+    given = [sayer.get("mlp_ratio") for sayer in known if hidden]
+    numbers = [float(r) for r in given if isinstance(r, int | float) and math.isfinite(r)]
+    if meant := [ratio for ratio in numbers if int(values["dim"] * ratio) == hidden]:
+        values["mlp_ratio"] = meant[0]
+
+
+def _grid(patches, values, source_size, assumed_size, problems) -> tuple[int, int] | None:
     """(rows, columns) of the file's positions, if it can be told."""
     patch, size = values["patch_size"], values.get("image_size")
     if patches < 1:
@@ -255,10 +290,15 @@ def _grid(patches, values, source_size, problems) -> tuple[int, int] | None:
         return None
     if size is not None and (size[0] // patch) * (size[1] // patch) == patches:
         return size[0] // patch, size[1] // patch
-    side = math.isqrt(max(patches, 0))
-    if side and side**2 == patches:
+    pairs = [(rows, patches // rows) for rows in _divisors_of(patches)]
+    if assumed_size is not None:
+        rows, columns = assumed_size[0] // patch, assumed_size[1] // patch
+        alike = [(r, c) for r, c in pairs if r * columns == c * rows]
+        if alike:
+            return alike[0]
+    side = math.isqrt(patches)
+    if side**2 == patches:
         return side, side
-    pairs = [(r, patches // r) for r in range(1, patches + 1) if not patches % r]
     shown = ", ".join(f"({r * patch}, {c * patch})" for r, c in pairs)
     problems.append(
         f"image_size: {patches} positions are no square grid, and their number does not tell its "

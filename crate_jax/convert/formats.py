@@ -1,40 +1,53 @@
 """Files of tensors, read without trusting them and written whole or not at all.
 
-The format is told by content, not by suffix. PyTorch files go through PyTorch's weights-only
-unpickler: a pickle that names anything but tensors and plain containers is refused before it runs.
-Archives are checked before they are unpacked, since a few bytes can claim to be a terabyte.
+The format is told by content, not by suffix. What a file holds is known before its values are read:
+a leaf is a `Stored` tensor, which reads itself when asked (PyTorch's are read at once). Archives
+are checked before they are unpacked, since a few bytes can claim to be a terabyte.
 """
 
-import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
-import re
+import stat
 import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 
+from crate_jax.convert import pytorch
+from crate_jax.convert.text import listed, one_line, printable
 from crate_jax.files import whole
 
 DECLARATION = "crate_jax"  # the metadata entry that holds what tensors do not tell
 TARGETS = (".safetensors", ".npz", ".pth", ".pth.tar")
-# An archive may unpack to this many bytes whatever its size, and beyond that to RATIO times its
-# size. Trained weights do not compress, so no honest file comes near.
+# A file may unpack to this many bytes whatever its size, and beyond that to RATIO times its size.
+# Trained weights do not compress, so no honest file comes near.
 _SMALL, _RATIO = 64 << 20, 50
 _SAFETENSORS_HEADER = 100_000_000  # bytes at most; a pickle's first eight say more
+_SAFETENSORS_TYPES = {
+    **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"},
+    **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A tensor that is still in its file."""
+
+    shape: tuple[int, ...]
+    dtype: str  # NumPy's name, or the format's where NumPy has none
+    read: Callable[[], np.ndarray]
 
 
 @dataclasses.dataclass
 class File:
-    """What was read: nested dictionaries whose leaves are tensors or anything else plain."""
+    """What a file holds: nested dictionaries whose leaves are tensors or anything else plain."""
 
     path: pathlib.Path
     format: str  # "PyTorch", "safetensors" or "NumPy archive"
@@ -42,8 +55,12 @@ class File:
     declaration: dict[str, Any] | None = None
 
 
-def read(path: str | os.PathLike) -> File:
-    """Reads a file of tensors.
+def read(path: str | os.PathLike, values: bool = True) -> File:
+    """Opens a file of tensors.
+
+    Args:
+        path: of the file.
+        values: False where shapes are enough: a PyTorch file's values then stay on the disk too.
 
     Raises:
         FileNotFoundError: where there is none.
@@ -52,19 +69,34 @@ def read(path: str | os.PathLike) -> File:
         ImportError: for a PyTorch file without PyTorch.
     """
     path = pathlib.Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: expected a checkpoint, found no such file")
+    _check(path)
     with path.open("rb") as file:
         start = file.read(512)
     if start[:4] == b"PK\x03\x04":
-        return _read_archive(path)
+        return _read_archive(path, values)
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= _SAFETENSORS_HEADER:
         return _read_safetensors(path)
     if start[:1] == b"\x80":  # a pickle, as PyTorch wrote them before version 1.6
-        return File(path, "PyTorch", _read_torch(path))
+        return File(path, "PyTorch", pytorch.read(path))
     raise ValueError(
         f"{path}: expected a PyTorch, safetensors or NumPy archive file, got {_strange(start)}"
     )
+
+
+def _check(path: pathlib.Path) -> None:
+    """Refuses what is no file or has hardly any of its bytes, before it is opened."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: expected a checkpoint, found no such file")
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a named pipe" if stat.S_ISFIFO(status.st_mode) else "a device or socket"
+        raise ValueError(f"{path}: expected a file, got {kind}; save it as a file first")
+    there = 512 * status.st_blocks  # 0 on file systems that do not say
+    if status.st_size > max(_SMALL, _RATIO * there) and there:
+        raise ValueError(
+            f"{path}: refused, {status.st_size} bytes of which only {there} are on the disk (a "
+            "sparse file); the download or copy is not complete, fetch it again"
+        )
 
 
 def _strange(start: bytes) -> str:
@@ -87,15 +119,14 @@ def _strange(start: bytes) -> str:
     return f"something that begins with bytes {start[:8].hex(' ')}; is it compressed or cut off?"
 
 
-def _read_archive(path: pathlib.Path) -> File:
+def _read_archive(path: pathlib.Path, values: bool) -> File:
     """A zip file: PyTorch's own format, or NumPy's."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            comment = archive.comment
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        archive = zipfile.ZipFile(path)
+        entries = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
         raise ValueError(
-            f"{path}: damaged or cut off ({error}); fetch or copy the file again"
+            f"{path}: damaged or cut off ({one_line(error)}); fetch or copy the file again"
         ) from error
     unpacked, size = sum(e.file_size for e in entries), path.stat().st_size
     if unpacked > max(_SMALL, _RATIO * size):
@@ -105,60 +136,88 @@ def _read_archive(path: pathlib.Path) -> File:
         )
     names = [e.filename for e in entries]
     if any(name.endswith(".npy") for name in names):
-        return File(path, "NumPy archive", *_read_npz(path, entries, comment))
+        return _read_npz(path, archive)
+    archive.close()
     if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
         if any(name.endswith("constants.pkl") for name in names):
             raise ValueError(
                 f"{path}: expected tensors, got a TorchScript program; save its state_dict()"
             )
-        return File(path, "PyTorch", _read_torch(path))
+        # As they lie in the file, compressed ones would be read as something else.
+        mapped = not values and all(e.compress_type == zipfile.ZIP_STORED for e in entries)
+        return File(path, "PyTorch", pytorch.read(path, mapped))
     raise ValueError(
         f"{path}: expected a PyTorch or NumPy archive, got a zip file of "
-        f"{', '.join(names[:3]) or 'nothing'}"
+        f"{listed(names) or 'nothing'}"
     )
 
 
-def _read_npz(path, entries, comment) -> tuple[dict[str, np.ndarray], dict | None]:
+def _read_npz(path: pathlib.Path, archive: zipfile.ZipFile) -> File:
     arrays = {}
+    for entry in archive.infolist():
+        with _damage(path):
+            with archive.open(entry) as file:
+                stored = _npy_header(file, entry.file_size)
+            read = functools.partial(_read_npy, path, archive, entry)
+            arrays[entry.filename.removesuffix(".npy")] = Stored(*stored, read)
+    text = archive.comment.decode("utf-8", "replace")
+    return File(path, "NumPy archive", arrays, _declaration(path, text) if text else None)
+
+
+@contextlib.contextmanager
+def _damage(path: pathlib.Path):
+    """NumPy and zipfile raise nearly anything for a malformed or encrypted entry."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            for entry in entries:
-                with archive.open(entry) as file:
-                    arrays[entry.filename.removesuffix(".npy")] = _read_npy(file, entry.file_size)
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, zlib.error) as error:
-        raise ValueError(f"{path}: damaged or not plain arrays ({_line(error)})") from error
-    return arrays, _declaration(path, comment.decode("utf-8", "replace")) if comment else None
+        yield
+    except Exception as error:
+        raise ValueError(f"{path}: damaged or not plain arrays ({one_line(error)})") from error
 
 
-def _read_npy(file, size: int) -> np.ndarray:
-    """One array of an archive, once its header agrees with the bytes that are there."""
+def _npy_header(file: Any, size: int) -> tuple[tuple[int, ...], str]:
+    """Shape and type of an array of an archive, once they agree with the bytes that are there."""
+    shape, _, dtype = _parse_npy_header(file)
+    claimed = dtype.itemsize
+    for length in shape:
+        if length < 0:
+            raise ValueError(f"an array of shape {shape}")
+        claimed *= length
+    if claimed > size:
+        raise ValueError(f"an array claims {claimed} bytes of {size}")
+    # NumPy stores bfloat16 as two bytes of nothing in particular.
+    return shape, "bfloat16" if dtype == np.dtype("V2") else dtype.name
+
+
+def _parse_npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"version {version} of the .npy format")
     header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")(file)
-    shape, fortran, dtype = header
-    if dtype.hasobject:
+    if header[2].hasobject:
         raise ValueError("an array of Python objects, which are never unpickled")
-    count = 1
-    for length in shape:
-        count *= length
-    if count * dtype.itemsize > size:
-        raise ValueError(f"an array claims {count * dtype.itemsize} bytes of {size}")
-    data = file.read(count * dtype.itemsize)
-    if len(data) != count * dtype.itemsize:
-        raise ValueError("an array is cut off")
-    array = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
-    # NumPy stores bfloat16 as two bytes of nothing in particular.
-    return array.view(ml_dtypes.bfloat16) if dtype == np.dtype("V2") else array
+    return header
+
+
+def _read_npy(path: pathlib.Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    with _damage(path), archive.open(entry) as file:
+        shape, fortran, dtype = _parse_npy_header(file)
+        data = file.read()  # to the end, where zipfile compares the checksum
+        array = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+        array = array.astype(dtype.newbyteorder("="), copy=False)
+        return array.view(ml_dtypes.bfloat16) if dtype == np.dtype("V2") else array
 
 
 def _read_safetensors(path: pathlib.Path) -> File:
     try:
-        with safetensors.safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: damaged or cut off ({_line(error)})") from error
+        file = safetensors.safe_open(path, framework="np")
+        metadata = file.metadata() or {}
+        tensors = {}
+        for name in file.keys():  # noqa: SIM118
+            header = file.get_slice(name)
+            dtype = _SAFETENSORS_TYPES.get(header.get_dtype(), header.get_dtype().lower())
+            read = functools.partial(file.get_tensor, name)
+            tensors[name] = Stored(tuple(header.get_shape()), dtype, read)
+    except Exception as error:  # of its Rust layer
+        raise ValueError(f"{path}: damaged or cut off ({one_line(error)})") from error
     text = metadata.get(DECLARATION)
     return File(path, "safetensors", tensors, _declaration(path, text) if text else None)
 
@@ -168,7 +227,7 @@ def _declaration(path: pathlib.Path, text: str) -> dict[str, Any] | None:
         declaration = json.loads(text)
         if isinstance(declaration["config"], dict):
             return declaration
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         pass
     raise ValueError(
         f"{path}: its {DECLARATION!r} metadata is not a declaration written by this project; "
@@ -176,77 +235,18 @@ def _declaration(path: pathlib.Path, text: str) -> dict[str, Any] | None:
     )
 
 
-def _read_torch(path: pathlib.Path) -> Mapping[str, Any]:
-    torch = _torch(f"reading {path.name}")
-    import pickle
-
-    try:
-        # DINO's and MAE's training checkpoints hold their command line; a Namespace is inert.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            tree = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if found:
-            raise ValueError(
-                f"{path}: refused, the pickle calls {found[1]}; only tensors and plain containers "
-                "are read. If you trust its origin, load it in PyTorch and save its state_dict()"
-            ) from error
-        raise ValueError(f"{path}: refused or damaged pickle ({_line(error)})") from error
-    except Exception as error:  # PyTorch raises whatever its C++ and pickle layers raise
-        raise ValueError(f"{path}: damaged or cut off ({_line(error)})") from error
-    if not isinstance(tree, Mapping):
-        raise ValueError(
-            f"{path}: expected a dictionary of tensors, got {type(tree).__name__}; save a "
-            "state_dict()"
-        )
-    return tree
-
-
-def _line(error: BaseException) -> str:
-    """An error of a library in one line."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
-
-
-def _torch(purpose: str):
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(
-            f"{purpose} needs PyTorch: pip install 'crate-jax[torch]' (safetensors and npz files "
-            "never need it)"
-        ) from error
-    return torch
-
-
 def is_tensor(value: object) -> bool:
-    """Whether a leaf is a NumPy array or a PyTorch tensor."""
-    torch_made = type(value).__module__.split(".")[0] == "torch"
-    return isinstance(value, np.ndarray) or (torch_made and hasattr(value, "untyped_storage"))
+    """Whether a leaf is a tensor."""
+    return isinstance(value, Stored) or pytorch.is_tensor(value)
 
 
 def to_array(name: str, tensor: Any) -> np.ndarray:
-    """A tensor as a NumPy array of the same dtype, bit for bit.
+    """A leaf as a NumPy array of the same dtype, bit for bit.
 
     Raises:
-        ValueError: for tensors that are not plain (sparse, quantised), and for views that claim
-            more elements than are stored.
+        ValueError: for tensors of PyTorch that are not plain, and where the file is damaged.
     """
-    if isinstance(tensor, np.ndarray):
-        return tensor
-    import torch
-
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        raise ValueError(f"{name}: expected a dense tensor, got {tensor.layout}, {tensor.dtype}")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise ValueError(
-            f"{name}: refused, {tensor.numel()} elements over a storage of "
-            f"{tensor.untyped_storage().nbytes()} bytes"
-        )
-    tensor = tensor.detach().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
+    return tensor.read() if isinstance(tensor, Stored) else pytorch.array(printable(name), tensor)
 
 
 def suffix(path: str | os.PathLike) -> str:
@@ -276,6 +276,8 @@ def write(
     the arrays are exactly the authors'. `.pth` is a bare state dict, `.pth.tar` is
     `{"state_dict": ...}`: neither carries it. None writes the arrays alone.
 
+    The same arrays give the same bytes whenever they are written.
+
     Raises:
         ValueError: for an unknown suffix.
         ImportError: for the last two without PyTorch.
@@ -283,23 +285,45 @@ def write(
     """
     path, ending = pathlib.Path(path), suffix(path)
     text = "" if declaration is None else json.dumps(dict(declaration))
-    with whole(path) as temporary:
-        if ending == ".safetensors":
-            metadata = {"format": "pt"} | ({DECLARATION: text} if text else {})
-            safetensors.numpy.save_file(dict(state), temporary, metadata=metadata)
-        elif ending == ".npz":
-            with open(temporary, "wb") as file:
-                np.savez(file, **state)
-            with zipfile.ZipFile(temporary, "a") as archive:
-                archive.comment = text.encode()
-        else:
-            torch = _torch(f"writing {path.name}")
-            tensors = {name: _to_tensor(torch, array) for name, array in state.items()}
-            torch.save({"state_dict": tensors} if ending == ".pth.tar" else tensors, temporary)
+    if ending.startswith(".pth"):
+        pytorch.library(f"writing {path.name}")
+    try:
+        with whole(path) as temporary:
+            if ending == ".safetensors":
+                _write_safetensors(temporary, state, text)
+            elif ending == ".npz":
+                with open(temporary, "wb") as file:
+                    np.savez(file, **state)
+                with zipfile.ZipFile(temporary, "a") as archive:
+                    archive.comment = text.encode()
+            else:
+                pytorch.write(temporary, state, wrapped=ending == ".pth.tar")
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def _to_tensor(torch, array: np.ndarray):
-    array = np.array(array)  # writable, contiguous and our own
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+def _write_safetensors(
+    path: pathlib.Path, state: Mapping[str, np.ndarray], declaration: str
+) -> None:
+    """The library's own writer orders metadata at random and keeps others from reading the file.
+
+    Eight bytes with the header's length, the header as JSON, padded to eight bytes, the values:
+    those of wide types first, as the library orders them, so that all are aligned.
+    """
+    codes = {dtype: code for code, dtype in _SAFETENSORS_TYPES.items()}
+    metadata = {"format": "pt"} | ({DECLARATION: declaration} if declaration else {})
+    header: dict[str, Any] = {"__metadata__": metadata}
+    ordered = sorted(state, key=lambda name: (-state[name].dtype.itemsize, name))
+    begin = 0
+    for name in ordered:
+        values = state[name]
+        end = begin + values.nbytes
+        code = codes[values.dtype.name]
+        header[name] = {"dtype": code, "shape": values.shape, "data_offsets": (begin, end)}
+        begin = end
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name in ordered:
+            file.write(state[name].tobytes())

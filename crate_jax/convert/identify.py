@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from crate_jax.convert import formats
+from crate_jax.convert.text import listed
 
 # Wrappers put these before every name: DataParallel, torch.compile, DINO's multi-crop wrapper, and
 # classes that hold the network as an attribute.
@@ -80,10 +81,10 @@ def contents(file: formats.File) -> str:
     """What an unidentified file holds, in a line."""
     tensors = [(n, t) for n, t in _dictionaries(file) if t]
     if not tensors:
-        keys = ", ".join(str(key) for key in itertools.islice(file.tree, 8))
+        keys = listed(str(key) for key in file.tree)
         return f"no tensors by name, only the entries {keys or '(none)'}"
     name, largest = max(tensors, key=lambda item: len(item[1]))
-    shown = ", ".join(itertools.islice(largest, 4))
+    shown = listed(itertools.islice(largest, 4))
     where = f" in entry {name!r}" if name else ""
     return f"{len(largest)} tensors{where} named {shown}, ..."
 
@@ -170,7 +171,10 @@ class Shapes:
     def depth(self, pattern: str) -> int:
         """One more than the highest layer number."""
         found = [int(m[1]) for name in self.state if (m := re.match(pattern, name))]
-        return max(found, default=-1) + 1
+        highest = max(found, default=-1)
+        if highest >= len(self.state):
+            raise ValueError(f"layers: a number {highest} among {len(self.state)} tensors")
+        return highest + 1
 
 
 def facts(found: Found) -> dict[str, Any]:
@@ -208,7 +212,7 @@ def _mssa(s: Shapes, layer: str) -> dict[str, Any]:
     rows, dim = (s.axis(f"{layer}.fn.qkv.weight", axis, 2) for axis in (0, 1))
     output = f"{layer}.fn.to_out.0.weight"
     inner = s.axis(output, 1, 2) if output in s else dim
-    told: dict[str, Any] = {"inner": inner, "dim": dim}
+    told: dict[str, Any] = {"inner": inner, "dim": dim, "output_map": output in s}
     if rows == 3 * inner:
         told["attention"] = "mhsa"
     if output not in s:
@@ -240,8 +244,10 @@ def _crate(s: Shapes) -> dict[str, Any]:
 
 def _crate_alpha(s: Shapes) -> dict[str, Any]:
     dim = s.axis("cls_token", 2, 3)
+    told = _mssa(s, "transformer.layers.0.0")
+    told.pop("not_heads", None)  # the authors' JAX class has the map then too
     return {
-        **_mssa(s, "transformer.layers.0.0"),
+        **told,
         "patch_size": _conv_patch(s, "conv1.weight"),
         "depth": s.depth(r"transformer\.layers\.(\d+)\."),
         "patches": s.axis("pos_embedding", 1, 3) - 1,
@@ -258,6 +264,7 @@ def _crate_alpha_flax(s: Shapes) -> dict[str, Any]:
         "dim": dim,
         "heads": heads,
         "inner": heads * head_dim,
+        "output_map": True,
         "patch_size": s.axis("embedding/kernel", 0, 4),
         "depth": s.depth(r"Transformer/encoderblock_(\d+)/"),
         "patches": s.axis("pos_embedding", 1, 3) - 1,
@@ -294,4 +301,5 @@ def _vit(s: Shapes) -> dict[str, Any]:
         "classes": s.axis("head.weight", 0, 2) if "head.weight" in s else 0,
         # timm names its last norm after what it does.
         **({"pool": "mean"} if "fc_norm.weight" in s else {}),
+        **({"norm_before_pool": False} if "fc_norm.weight" in s else {}),
     }

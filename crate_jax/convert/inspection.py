@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping
 
 from crate_jax.convert import declare, formats, identify, weights
+from crate_jax.convert.text import listed, printable
 
 
 def inspect(path: str | os.PathLike) -> str:
@@ -19,7 +20,7 @@ def inspect(path: str | os.PathLike) -> str:
     path = pathlib.Path(path)
     if path.is_dir():
         return _inspect_workdir(path)
-    file = formats.read(path)
+    file = formats.read(path, values=False)
     lines = [("file", str(path)), ("format", f"{file.format}, {path.stat().st_size:,} bytes")]
     try:
         found = identify.find(file)
@@ -31,7 +32,7 @@ def inspect(path: str | os.PathLike) -> str:
         ("names", "the authors' JAX code" if found.naming == "flax" else "PyTorch"),
         ("entry", found.entry or "(top level)"),
         ("prefixes", " ".join(found.prefixes) or "none"),
-        ("extra entries", weights.listed(found.extra) or "none"),
+        ("extra entries", listed(found.extra) or "none"),
     ]
     for label, values in (
         ("other networks", found.others),
@@ -39,10 +40,8 @@ def inspect(path: str | os.PathLike) -> str:
         ("duplicates", found.duplicates),
     ):
         if values:
-            lines.append((label, weights.listed(values)))
-    counts = collections.Counter(
-        str(getattr(t, "dtype", "?")).removeprefix("torch.") for t in found.state.values()
-    )
+            lines.append((label, listed(values)))
+    counts = collections.Counter(str(t.dtype).removeprefix("torch.") for t in found.state.values())
     lines.append(("tensors", ", ".join(f"{n} {dtype}" for dtype, n in counts.items())))
     try:
         told = identify.facts(found)
@@ -83,4 +82,4 @@ def _inspect_workdir(path: pathlib.Path) -> str:
 
 def _table(lines: list[tuple[str, str]]) -> str:
     width = max(len(label) for label, _ in lines) + 2
-    return "\n".join(f"{label:<{width}}{text}" for label, text in lines)
+    return "\n".join(f"{label:<{width}}{printable(text)}" for label, text in lines)

@@ -172,7 +172,8 @@ def rows(config: ImageModelConfig, naming: str) -> tuple[Row, ...]:
     if config.family == "crate":
         return CRATE + (CRATE_DEMO_HEAD if config.head_hidden else CRATE_HEAD)
     if config.family == "vit":
-        return VIT + (VIT_MEAN_NORM if config.pool == "mean" else VIT_NORM)
+        after_pool = config.pool == "mean" and not config.norm_before_pool
+        return VIT + (VIT_MEAN_NORM if after_pool else VIT_NORM)
     return {"crate_alpha": CRATE_ALPHA, "crate_mae": CRATE_MAE}[config.family]
 
 

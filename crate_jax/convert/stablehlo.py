@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,8 @@ def export(
         The largest relative error of the re-loaded outputs on a batch.
 
     Raises:
-        ValueError: for another suffix, or where the re-loaded function disagrees.
+        ValueError: for another suffix, outputs that are not finite, or where the re-loaded function
+            disagrees.
         OSError: where it cannot be written.
     """
     path = pathlib.Path(path)
@@ -62,14 +64,26 @@ def export(
         temporary.write_bytes(exported.serialize())
         again = jax_export.deserialize(bytearray(temporary.read_bytes()))
         sample = jax.random.normal(jax.random.key(0), (2, height, width, 3))
-        expected, got = jax.jit(apply)(sample), again.call(sample)
-        worst = max(
-            float(np.linalg.norm(got[name] - value) / np.linalg.norm(value))
-            for name, value in expected.items()
-        )
-        if not worst <= _TOLERANCE:
+        return _compare(path, jax.jit(apply)(sample), again.call(sample))
+
+
+def _compare(
+    path: pathlib.Path, expected: Mapping[str, jax.Array], got: Mapping[str, jax.Array]
+) -> float:
+    """The largest relative error, in norm; of NaN there is none."""
+    for name, value in expected.items():
+        if not np.isfinite(value).all():
             raise ValueError(
-                f"{path}: expected the re-loaded function to agree within {_TOLERANCE}, got a "
-                f"relative error of {worst:.2e}; nothing was written"
+                f"{path}: expected finite outputs, got NaN or infinity in {name}; the weights are "
+                "damaged or of a run that diverged; nothing was written"
             )
-    return worst
+    errors = [
+        float(np.linalg.norm(got[name] - value)) / max(float(np.linalg.norm(value)), 1e-30)
+        for name, value in expected.items()
+    ]
+    if not np.max(errors) <= _TOLERANCE:  # NumPy's maximum is NaN where one of them is
+        raise ValueError(
+            f"{path}: expected the re-loaded function to agree within {_TOLERANCE}, got a "
+            f"relative error of {np.max(errors):.2e}; nothing was written"
+        )
+    return max(errors)

@@ -1,20 +1,21 @@
 """Between a file's tensors and a network's parameters; every problem is collected first."""
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from crate_jax.convert import names
+from crate_jax.convert.text import listed
 from crate_jax.models import base, variants
 from crate_jax.models.base import ImageModelConfig, Transformer
 from crate_jax.models.positions import sincos_positions
 
 # In the authors' CRATE-MAE class but used by nothing; `strict=True` wants them all the same.
 UNUSED = {"crate_mae": ("pos_embed", "decoder_embed.weight", "decoder_embed.bias")}
-_LISTED = 8
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 @functools.lru_cache(maxsize=8)
@@ -24,16 +25,9 @@ def shapes(config: ImageModelConfig) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in names.flatten(params)}
 
 
-def listed(items: Iterable[str]) -> str:
-    """The first few of many, and how many more."""
-    items = list(items)
-    more = f", ... {len(items) - _LISTED} more" if len(items) > _LISTED else ""
-    return ", ".join(items[:_LISTED]) + more
-
-
 def misfits(state: Mapping[str, Any], config: ImageModelConfig, naming: str) -> list[str]:
-    """What keeps tensors (of NumPy or PyTorch) from being this network's: a line for each kind."""
-    wanted = names.expected(config, naming, shapes(config))
+    """What keeps tensors (of any kind) from being this network's: a line for each kind."""
+    wanted = expected(config, naming)
     unused = UNUSED.get(config.family, ())
     there = {name: tensor for name, tensor in wanted.items() if name in state}
     kinds = {
@@ -44,19 +38,22 @@ def misfits(state: Mapping[str, Any], config: ImageModelConfig, naming: str) -> 
             for name, tensor in there.items()
             if tuple(state[name].shape) != tensor.shape
         ],
-        "not floating-point": [
-            f"{name} ({state[name].dtype})"
-            for name in there
-            if "float" not in str(state[name].dtype)
-        ],
     }
+    types = {name: str(state[name].dtype).removeprefix("torch.") for name in there}
+    odd = {name: dtype for name, dtype in types.items() if dtype not in _FLOATS}
+    few = {name for name, dtype in odd.items() if dtype.startswith(("float8", "f8"))}
+    kinds["not floating-point"] = [f"{name} ({odd[name]})" for name in odd if name not in few]
+    kinds["of 8 bits (save them as bfloat16)"] = [f"{name} ({odd[name]})" for name in sorted(few)]
     return [f"{len(found)} {kind}: {listed(found)}" for kind, found in kinds.items() if found]
 
 
-def to_params(
-    state: Mapping[str, np.ndarray], config: ImageModelConfig, naming: str
-) -> dict[str, np.ndarray]:
-    """A file's tensors, by their name there, as our parameters by path; dtypes are kept.
+def expected(config: ImageModelConfig, naming: str) -> dict[str, names.Tensor]:
+    """Every tensor of a file of this network, by its name there."""
+    return names.expected(config, naming, shapes(config))
+
+
+def check(state: Mapping[str, Any], config: ImageModelConfig, naming: str) -> None:
+    """Whether tensors, of which only shapes and types are looked at, are this network's.
 
     Raises:
         ValueError: names every missing, unexpected, misshaped and non-floating tensor at once.
@@ -69,7 +66,13 @@ def to_params(
             + "\nnothing was loaded; check the declaration and the file (--inspect)"
             + (", or leave the head out with drop_head=True (--drop-head)" if head else "")
         )
-    wanted = names.expected(config, naming, shapes(config))
+
+
+def to_params(
+    state: Mapping[str, np.ndarray], config: ImageModelConfig, naming: str
+) -> dict[str, np.ndarray]:
+    """A file's tensors that were checked, by their name there, as our parameters by path."""
+    wanted = expected(config, naming)
     return {t.ours: t.layout.ours(state[name], config) for name, t in wanted.items()}
 
 

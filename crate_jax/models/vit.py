@@ -28,6 +28,8 @@ class ViTConfig(ImageModelConfig):
 
     mlp_ratio: float = described(4.0, "width of the MLP by dim")
     epsilon: float = described(1e-6, "of every LayerNorm")
+    # timm's models with global_pool="avg" have it before without their fc_norm, after with it.
+    norm_before_pool: bool = described(False, "last norm before the mean of tokens, not after")
 
     def __post_init__(self):
         super().__post_init__()
@@ -89,8 +91,8 @@ class ViT(Transformer[ViTConfig]):
     """Patch embedding, [CLS] and positions, MHSA and MLP layers with skips, LN, Linear.
 
     With `pool="cls"` features are LN(z)[CLS]; with `pool="mean"` they are LN(mean of the patch
-    tokens), timm's `fc_norm`. Weights start from a normal of deviation 0.02 (DINO truncates it at
-    +-2, a hundred deviations), biases from zero.
+    tokens), timm's `fc_norm`, or the mean of LN(z) with `norm_before_pool`. Weights start from a
+    normal of deviation 0.02 (DINO truncates it at +-2, a hundred deviations), biases from zero.
     """
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs, **computation: Unpack[Computation]):
@@ -125,9 +127,11 @@ class ViT(Transformer[ViTConfig]):
         return self.patch_embed(patchify(images, self.config.patch_size))
 
     def pool(self, z: Tokens) -> Float[Array, "b d"]:
-        """LN(z)[CLS], or LN of the mean over the patch tokens."""
+        """LN(z)[CLS], or LN of the mean over the patch tokens, or the mean of LN(z)."""
         if self.config.pool == "cls":
             return self.norm(z[:, 0])
+        if self.config.norm_before_pool:
+            return jnp.mean(self.norm(z[:, 1:]), axis=1, dtype=jnp.float32)
         return self.norm(jnp.mean(z[:, 1:], axis=1, dtype=jnp.float32))
 
     def classify(self, features: Float[Array, "b d"]) -> Float[Array, "b classes"]:

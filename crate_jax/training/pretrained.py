@@ -1,6 +1,7 @@
 """Fine-tuning: a run that starts from the weights of another network of the same layers."""
 
 import dataclasses
+import logging
 import pathlib
 from typing import Any
 
@@ -14,8 +15,11 @@ from crate_jax.models.positions import resize_positions
 
 # The head is always replaced, with its norm, as in the public fine-tuning code of 2306.01129.
 HEAD = ("head_norm", "head_hidden", "head")
-# Fields that may differ between the two networks.
-MAY_DIFFER = ("image_size", "classes", "head_hidden", "mean", "std", "pool", "positions")
+# Fields that may differ between the two networks: of the head, of the input, and of training.
+MAY_DIFFER = (
+    *("classes", "head_hidden", "head_epsilon", "pool", "norm_before_pool"),
+    *("image_size", "positions", "mean", "std", "mask_ratio"),
+)
 
 
 def read(path: str, config: ImageModelConfig) -> dict[str, np.ndarray]:
@@ -25,7 +29,7 @@ def read(path: str, config: ImageModelConfig) -> dict[str, np.ndarray]:
 
     Args:
         path: a run's directory, or a file that `crate_jax.load` reads; what the file does not tell
-            (heads, say) is taken from `config`.
+            (heads, lambda, epsilon, the sides of its grid, ...) is taken from `config`.
         config: of the network to be trained.
 
     Raises:
@@ -35,16 +39,15 @@ def read(path: str, config: ImageModelConfig) -> dict[str, np.ndarray]:
     source = pathlib.Path(path).expanduser()
     if not source.exists():
         raise FileNotFoundError(f"init_from: expected a run's directory or a file, found no {path}")
-    declared: dict[str, Any] = {"drop_head": True}
-    if not source.is_dir():
-        declared["heads"] = config.heads
-    found = checkpoints.read(source, **declared)
+    assumed = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    found = checkpoints.read(source, assumed, drop_head=True)
+    for warning in found.warnings:
+        logging.warning("%s: %s", found.source, warning)
     problems = [
-        f"{field.name}: {getattr(found.config, field.name, None)!r} there, "
-        f"{getattr(config, field.name)!r} here"
-        for field in dataclasses.fields(config)
-        if field.name not in MAY_DIFFER
-        and getattr(found.config, field.name, None) != getattr(config, field.name)
+        f"{name}: {getattr(found.config, name, None)!r} there "
+        f"({found.origin.get(name, 'told by shapes')}), {value!r} here"
+        for name, value in assumed.items()
+        if name not in MAY_DIFFER and getattr(found.config, name, None) != value
     ]
     if found.config.family != config.family:
         problems = [f"family: {found.config.family} there, {config.family} here"]
@@ -52,7 +55,8 @@ def read(path: str, config: ImageModelConfig) -> dict[str, np.ndarray]:
         raise ValueError(
             f"init_from {path}: expected a network with the same layers; "
             + "; ".join(problems)
-            + ". Set config.model accordingly"
+            + ". Set config.model accordingly, or write a file that declares what is meant: "
+            "python -m crate_jax.convert --source=... --target=....safetensors"
         )
     weights = {name: np.asarray(value, np.float32) for name, value in found.params.items()}
     weights["positions"] = np.asarray(

@@ -107,10 +107,11 @@ def test_every_declaration_of_the_command_line_is_one_of_load():
     arguments.add_choices(parser.add_argument)
     argv = ["--heads=3", "--pool=mean", "--image-size=24x40", "--lambd=0.5", "--step-size=0.3"]
     argv += ["--epsilon=1e-6", "--head-epsilon=1e-6", "--nonlinearity=ista", "--positions=dino"]
-    argv += ["--published=crate-demo", "--entry=teacher", "--step=7"]
+    argv += ["--published=crate-demo", "--entry=teacher", "--step=7", "--mean=0.5", "--std=1,2,3"]
     given = arguments.declared(parser.parse_args(argv))
     assert len(given) == len(argv)
     assert given["image_size"] == (24, 40)
+    assert (given["mean"], given["std"]) == ((0.5, 0.5, 0.5), (1.0, 2.0, 3.0))
     assert set(given) < {*declare.DECLARABLE, *checkpoints.OPTIONS}
     assert arguments.declared(parser.parse_args([])) == {}
 
@@ -153,6 +154,54 @@ def test_stablehlo(name, tmp_path, run, error, capsys):
     ) / np.sqrt(8)
     maps = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     assert error(out["cls_maps"], maps) < 1e-5
+
+
+def test_exports_of_nan_are_not_verified(tmp_path, capsys):
+    config = variants.config("crate-testing", image_size=(16, 16), depth=1)
+    model = variants.build(config)
+    model.head.bias[...] = jax.numpy.full(10, np.nan)
+    checkpoints.save(model, tmp_path / "x.safetensors")
+    target = tmp_path / "x.stablehlo"
+    assert command.main([f"--source={tmp_path / 'x.safetensors'}", f"--target={target}"]) == 2
+    assert "expected finite outputs, got NaN or infinity in logits" in capsys.readouterr().err
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("given", ["--epsilon=nan", "--lambd=nan", "--step-size=inf", "--std=0"])
+def test_numbers_that_are_none(given, write, crate_state, tmp_path, capsys):
+    argv = [f"--source={write(crate_state())}", "--heads=3", f"--target={tmp_path / 'y.npz'}"]
+    assert command.main([*argv, given]) == 2
+    assert "expected a finite number" in capsys.readouterr().err
+    assert not (tmp_path / "y.npz").exists()
+
+
+def test_what_a_killed_conversion_left_is_removed(write, crate_state, tmp_path):
+    ours, theirs = tmp_path / ".y.npz.0123abcd.partial", tmp_path / ".movie.mkv.partial"
+    ours.write_text("half")
+    theirs.write_text("somebody's")
+    argv = [f"--source={write(crate_state())}", "--heads=3", f"--target={tmp_path / 'y.npz'}"]
+    assert command.main(argv) == 0
+    assert not ours.exists()
+    assert theirs.exists()
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pth"])
+def test_a_full_disk_is_one_line(suffix, write, crate_state, tmp_path, request):
+    """A limit on the size of files stands in for it."""
+    if suffix == ".pth":
+        request.getfixturevalue("torch")
+    code = (
+        "import resource, signal, sys; from crate_jax.convert import __main__ as c; "
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); sys.exit(c.main(sys.argv[1:]))"
+    )
+    target = tmp_path / "out" / f"y{suffix}"
+    argv = [f"--source={write(crate_state())}", "--heads=3", f"--target={target}"]
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"error: {target}: cannot be written")
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(target.parent.iterdir())
 
 
 def test_import_is_quick_and_brings_in_no_framework():

@@ -2,12 +2,17 @@
 
 import argparse
 import io
+import os
 import pathlib
 import pickle
+import stat
+import time
 import zipfile
 
+import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import crate_jax
 from crate_jax.convert import checkpoints, formats, inspection
@@ -164,8 +169,6 @@ def test_only_an_optimiser(torch, tmp_path):
 
 
 def test_foreign_metadata(tmp_path, crate_state):
-    import safetensors.numpy
-
     path = tmp_path / "a.safetensors"
     for text in ("not json", "[1]", '{"config": 3}'):
         safetensors.numpy.save_file(crate_state(), path, metadata={"crate_jax": text})
@@ -206,3 +209,172 @@ def test_formats_are_told_by_content(reference_files, tmp_path):
     (tmp_path / "a.safetensors").rename(tmp_path / "a.pth")
     assert formats.read(tmp_path / "a.pth").format == "safetensors"
     assert crate_jax.load(tmp_path / "a.pth").config.heads == 4
+
+
+def archive_of(path, entries):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    return path
+
+
+def npy_header(text):
+    """Version 1.0 of the format, around any header."""
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode("latin-1")
+
+
+class TestMalformed:
+    """Each is one line, soon, and before values are read."""
+
+    def refused(self, path, match, **declared):
+        for read in (lambda: crate_jax.load(path, **declared), lambda: inspection.inspect(path)):
+            with pytest.raises(ValueError, match=match) as raised:
+                read()
+            assert len(str(raised.value).splitlines()) == 1
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (-2, -3)}",
+            "{'descr': 'nonsense', 'fortran_order': False, 'shape': (2,)}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (2,)",
+            "{'descr': [('a', '<f4', (1e9,))], 'fortran_order': False, 'shape': ()}",
+            "(" * 9000,
+            "{'a': 1}",
+            "\x00\xff" * 20,
+        ],
+    )
+    def test_headers_of_arrays(self, header, tmp_path):
+        path = archive_of(tmp_path / "a.npz", {"cls.npy": npy_header(header)})
+        self.refused(path, r"a\.npz: damaged or not plain arrays")
+
+    def test_encrypted_archives(self, tmp_path):
+        path = archive_of(tmp_path / "a.npz", {"cls.npy": npy_header("x") * 3})
+        data = bytearray(path.read_bytes())
+        for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+            data[data.index(signature) + offset] |= 1
+        path.write_bytes(data)
+        self.refused(path, "encrypted")
+
+    def test_deep_metadata(self, tmp_path, crate_state):
+        path = tmp_path / "a.safetensors"
+        metadata = {"crate_jax": '{"config": ' + "[" * 200_000}
+        safetensors.numpy.save_file(crate_state(), path, metadata=metadata)
+        self.refused(path, "is not a declaration written by this project")
+        header = b'{"a":' + b"[" * 100_000
+        path.write_bytes(len(header).to_bytes(8, "little") + header)
+        self.refused(path, "damaged or cut off")
+
+    @pytest.mark.parametrize("value", ["NaN", "1e999", '"x"', "[]", "{}"])
+    def test_stored_numbers(self, value, tmp_path, crate_state):
+        path = tmp_path / "a.safetensors"
+        text = f'{{"config": {{"heads": 3, "lambd": {value}}}}}'
+        safetensors.numpy.save_file(crate_state(), path, metadata={"crate_jax": text})
+        with pytest.raises(ValueError, match="lambd: expected a") as raised:
+            crate_jax.load(path)
+        assert len(str(raised.value).splitlines()) == 1
+
+    def test_no_file_at_all(self, tmp_path):
+        os.mkfifo(tmp_path / "a.pth")
+        self.refused(tmp_path / "a.pth", "expected a file, got a named pipe")
+        (tmp_path / "zero.pth").symlink_to("/dev/zero")
+        self.refused(tmp_path / "zero.pth", "expected a file, got a device")
+
+    @pytest.mark.parametrize("start", [b"PK\x03\x04", b"\x80\x02}", b"safetensors"])
+    def test_sparse_files(self, start, tmp_path):
+        path = tmp_path / "a.safetensors"
+        if start == b"safetensors":
+            header = '{"a":{"dtype":"F32","shape":[17179869184],"data_offsets":[0,68719476736]}}'
+            start = len(header).to_bytes(8, "little") + header.encode()
+        with path.open("wb") as file:
+            file.write(start)
+            file.truncate(len(start) + (64 << 30))
+        begun = time.monotonic()
+        self.refused(path, r"refused, 687\d+ bytes of which only \d+ are on the disk")
+        assert time.monotonic() - begun < 5
+
+    def test_layers_without_end(self, crate_state, write):
+        state = crate_state()
+        state["transformer.layers.999999999.1.fn.weight"] = np.zeros((24, 24), np.float32)
+        with pytest.raises(ValueError, match="a number 999999999 among"):
+            crate_jax.load(write(state), heads=3)
+
+    def test_eight_bits(self, crate_state, tmp_path):
+        state = {k: v.astype(ml_dtypes.float8_e4m3fn) for k, v in crate_state().items()}
+        path = tmp_path / "a.safetensors"
+        safetensors.numpy.save_file(state, path)
+        with pytest.raises(ValueError, match=r"of 8 bits \(save them as bfloat16\): cls_token"):
+            crate_jax.load(path, heads=3)
+        assert "f8_e4m3" in inspection.inspect(path)
+
+
+def test_names_from_a_file_do_not_reach_the_terminal_as_they_are(crate_state, write, tmp_path):
+    escape = "\x1b[31mred\x07\r\n"
+    state = crate_state() | {f"x{escape}": np.zeros(1, np.float32)}
+    path = write(state)
+    with pytest.raises(ValueError) as raised:
+        crate_jax.load(path, heads=3)
+    for text in (str(raised.value), inspection.inspect(path)):
+        assert "\x1b" not in text
+        assert "\r" not in text
+        assert r"x\x1b[31mred\x07\r\n" in text
+    other = write({escape: np.zeros(1, np.float32)}, "y.safetensors")
+    assert r"\x1b[31mred" in inspection.inspect(other)
+    assert "\x1b" not in inspection.inspect(other)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pth", ".pth.tar"])
+def test_the_same_weights_are_the_same_bytes(suffix, reference_files, tmp_path, request):
+    if suffix.startswith(".pth"):
+        request.getfixturevalue("torch")
+    source = reference_files / "crate_mae_mini.npz"
+    written = set()
+    for place in ("a", "b"):
+        for _ in range(2):  # the same name again, and elsewhere
+            target = tmp_path / place / f"x{suffix}"
+            checkpoints.save(checkpoints.read(source, heads=4), target)
+            written.add(target.read_bytes())
+    assert len(written) == 1
+
+
+def test_others_may_read_what_is_written(reference_files, tmp_path):
+    source = checkpoints.read(reference_files / "crate_mini.npz", heads=4)
+    before = os.umask(0o022)
+    try:
+        for suffix in (".npz", ".safetensors"):
+            checkpoints.save(source, tmp_path / f"x{suffix}")
+            assert stat.S_IMODE((tmp_path / f"x{suffix}").stat().st_mode) == 0o644
+    finally:
+        os.umask(before)
+
+
+def test_a_link_is_written_through(reference_files, tmp_path):
+    source = checkpoints.read(reference_files / "crate_mini.npz", heads=4)
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "x.safetensors"
+    link.symlink_to(tmp_path / "elsewhere" / "weights.bin")
+    checkpoints.save(source, link)
+    assert link.is_symlink()
+    assert crate_jax.load(tmp_path / "elsewhere" / "weights.bin").config.heads == 4
+
+
+def test_inspection_reads_no_values(torch, crate_state, tmp_path, monkeypatch):
+    state = crate_state()
+    safetensors.numpy.save_file(state, tmp_path / "x.safetensors")
+    np.savez(tmp_path / "x.npz", **state)
+    torch.save({k: torch.from_numpy(v) for k, v in state.items()}, tmp_path / "x.pth")
+    load, mapped = torch.load, []
+
+    def spy(*args, **options):
+        mapped.append(options["mmap"])
+        return load(*args, **options)
+
+    def read(*_):
+        raise AssertionError("a value was read")
+
+    monkeypatch.setattr(torch, "load", spy)
+    monkeypatch.setattr(formats, "_read_npy", read)
+    monkeypatch.setattr(formats, "to_array", read)
+    for name in ("x.safetensors", "x.npz", "x.pth"):
+        assert f"{len(state)} float32" in inspection.inspect(tmp_path / name)
+    assert mapped == [True]

@@ -7,6 +7,7 @@ import safetensors.numpy
 
 import crate_jax
 from crate_jax.convert import checkpoints
+from crate_jax.models import variants
 
 FAMILIES = ("crate_mini", "crate_alpha_mini", "crate_mae_mini", "dino_vit_mini")
 
@@ -268,6 +269,23 @@ def test_jax_archive_of_crate_alpha(prefix, reference, tmp_path, run, error):
     assert error(run(model, nhwc(arrays["images"]))[0], arrays["logits"]) < 1e-5
 
 
+def test_one_full_width_head_of_crate_alpha(reference, write, tmp_path, run, error):
+    """Its JAX class has an output map then too, its PyTorch class has none."""
+    state, arrays = reference("crate_alpha_mini")
+    np.savez(tmp_path / "x.npz", **flax_state(state, 1))
+    model = crate_jax.load(tmp_path / "x.npz")
+    assert (model.config.heads, model.config.full_width_output) == (1, True)
+    same = crate_jax.load(write(state), heads=1, head_epsilon=1e-6)
+    assert same.config == model.config
+    images = nhwc(arrays["images"])
+    np.testing.assert_array_equal(run(model, images)[0], run(same, images)[0])
+    checkpoints.save(model, tmp_path / "y.safetensors")
+    assert checkpoints.read(tmp_path / "y.safetensors").config == model.config
+    without = {k: v for k, v in state.items() if "to_out" not in k}
+    config = crate_jax.load(write(without, "z.safetensors")).config
+    assert (config.heads, config.full_width_output) == (1, False)
+
+
 def test_crate_alpha_archives_are_the_authors(reference, write, tmp_path):
     state, _ = reference("crate_alpha_mini")
     checkpoints.save(checkpoints.read(write(state), heads=4), tmp_path / "y.npz")
@@ -294,14 +312,44 @@ class TestViT:
         assert error(features, expected) < 1e-5
 
     @pytest.mark.parametrize("pool", ["cls", "mean"])
-    def test_declared_pooling_wins_over_the_name(self, pool, reference, write, tmp_path):
+    def test_a_declared_pooling_is_kept(self, pool, reference, write, tmp_path):
         state, _ = reference("dino_vit_mini")
         source = checkpoints.read(write(state), heads=4, pool=pool)
         assert source.config.pool == pool
         checkpoints.save(source, tmp_path / "y.safetensors")
         names = safetensors.numpy.load_file(tmp_path / "y.safetensors")
-        assert ("fc_norm.weight" in names) == (pool == "mean")
-        assert checkpoints.read(tmp_path / "y.safetensors").config.pool == pool
+        assert "norm.weight" in names  # where the file has it: taken before the mean
+        assert checkpoints.read(tmp_path / "y.safetensors").config == source.config
+
+    def test_the_mean_of_normalised_tokens(self, reference, write, run, error):
+        """timm's global_pool="avg" without fc_norm: mean(LN z), which is far from LN(mean z)."""
+        state, arrays = reference("dino_vit_mini")
+        model = crate_jax.load(write(state), heads=4, pool="mean")
+        features, out = run(model, nhwc(arrays["images"]), capture=-1)
+        tokens = np.asarray(out["tokens"][0], np.float64)[:, 1:]
+        centred = tokens - tokens.mean(-1, keepdims=True)
+        normed = centred / np.sqrt(centred.var(-1, keepdims=True) + 1e-6)
+        normed = normed * state["norm.weight"] + state["norm.bias"]
+        assert error(features, normed.mean(1)) < 1e-5
+
+    def test_pooling_that_names_do_not_tell(self, reference, write, caplog):
+        state, _ = reference("dino_vit_mini")
+        timm = {k.replace("norm.", "fc_norm.") if k[:5] == "norm." else k: state[k] for k in state}
+        path = write(timm)
+        assert crate_jax.load(path, heads=4, pool="mean").config.pool == "mean"
+        assert not caplog.text
+        assert crate_jax.load(path, heads=4).config.pool == "mean"
+        assert "timm's avgmax and max pooling have the same names" in caplog.text
+        for pool in ("avgmax", "max"):
+            with pytest.raises(ValueError, match=f"pool: expected one of cls, mean, got '{pool}'"):
+                crate_jax.load(path, heads=4, pool=pool)
+
+    @pytest.mark.parametrize("ratio", [2.7, 4.0, 8 / 3])
+    def test_a_ratio_that_gives_a_rounded_width(self, ratio, tmp_path):
+        config = variants.config("vit-testing", mlp_ratio=ratio)
+        for suffix in (".safetensors", ".npz"):
+            checkpoints.save(variants.build(config), tmp_path / f"x{suffix}")
+            assert checkpoints.read(tmp_path / f"x{suffix}").config == config
 
     def test_with_a_head_and_another_ratio(self, reference, write):
         state, _ = reference("dino_vit_mini")
@@ -383,6 +431,11 @@ class TestFaults:
             ({"heads": "3"}, "heads: expected an integer, got '3'"),
             ({"heads": 3, "lambd": "x"}, "lambd: expected a number, got 'x'"),
             ({"heads": 3, "mean": 0.5}, "mean: expected three numbers, got 0.5"),
+            ({"heads": 3, "epsilon": float("nan")}, "epsilon: expected a finite number"),
+            ({"heads": 3, "lambd": float("nan")}, "lambd: expected a finite number"),
+            ({"heads": 3, "step_size": float("inf")}, "step_size: expected a finite number"),
+            ({"heads": 3, "std": (0.5, 0, 0.5)}, "std: expected a finite number"),
+            ({"heads": 3, "mlp_skip": "no"}, "mlp_skip: expected True or False, got 'no'"),
         ],
     )
     def test_declarations(self, declared, message, crate_state, write):

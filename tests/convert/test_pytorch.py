@@ -4,11 +4,14 @@ The modules here are written from the equations under the authors' names, so tha
 heads and poolings that no reference file has can be tried. Skipped without the `torch` extra.
 """
 
+import pickle
+import traceback
+
 import numpy as np
 import pytest
 
 import crate_jax
-from crate_jax.convert import checkpoints
+from crate_jax.convert import checkpoints, formats, inspection
 
 torch = pytest.importorskip("torch", reason="needs the torch extra")
 nn, F = torch.nn, torch.nn.functional
@@ -170,3 +173,80 @@ def test_safetensors_load_in_pytorch(reference_files, tmp_path):
     with np.load(reference_files / "crate_mini.npz") as file, torch.no_grad():
         logits = plain(torch.from_numpy(file["images"])).numpy()
         np.testing.assert_allclose(logits, file["logits"], rtol=1e-4, atol=1e-5)
+
+
+def line_of(call):
+    with pytest.raises(ValueError) as raised:
+        call()
+    assert len(str(raised.value).splitlines()) == 1
+    return str(raised.value)
+
+
+class TestStrangeTensors:
+    def saved(self, tmp_path, crate_state, change):
+        state = {k: torch.from_numpy(v) for k, v in crate_state().items()}
+        state |= change
+        torch.save(state, tmp_path / "a.pth")
+        return tmp_path / "a.pth"
+
+    @pytest.mark.parametrize(
+        ("tensor", "said"),
+        [
+            (lambda: torch.zeros(1, 17, 24, device="meta"), "a meta tensor, which has none"),
+            (lambda: torch.zeros(1, 17, 24).to_sparse(), "expected a dense tensor"),
+            (lambda: torch.zeros(1, 17, 24).to(torch.float8_e5m2), "of 8 bits"),
+            (lambda: torch.zeros(1, 17, 24, dtype=torch.complex64), "not floating-point"),
+        ],
+    )
+    def test_each_is_named(self, tensor, said, tmp_path, crate_state):
+        path = self.saved(tmp_path, crate_state, {"pos_embedding": tensor()})
+        with pytest.raises(ValueError, match=said) as raised:
+            crate_jax.load(path, heads=3)
+        assert "pos_embedding" in str(raised.value)
+
+    def test_a_number_of_numpy_beside_the_weights(self, tmp_path, crate_state):
+        best = {"best_acc": np.float64(0.5), "epoch": np.int64(3), "done": np.bool_(True)}
+        path = self.saved(tmp_path, crate_state, best)
+        assert crate_jax.load(path, heads=3).config.depth == 2
+        tree = formats.read(path).tree
+        assert (tree["best_acc"], tree["epoch"], tree["done"]) == (0.5, 3, True)
+        assert "best_acc, epoch, done" in inspection.inspect(path)
+
+    def test_of_objects_it_is_refused(self, tmp_path, crate_state):
+        """Bytes that say they are an object would be unpickled by NumPy."""
+
+        class Number:
+            def __reduce__(self):
+                scalar = np.float64(0).__reduce__()[0]
+                return scalar, (np.dtype(object), b"cposix\nsystem\n(S'touch x'\ntR.")
+
+        path = self.saved(tmp_path, crate_state, {"best_acc": Number()})
+        assert "a NumPy scalar of type object" in line_of(lambda: crate_jax.load(path, heads=3))
+
+
+def test_refusals_never_advise_to_trust_the_file(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return print, ("x",)
+
+    files = {"call": pickle.dumps(Evil(), 2), "opcode": b"\x80\x02\x96", "cut": b"\x80\x02}q\x00("}
+    for name, data in files.items():
+        (tmp_path / f"{name}.pth").write_bytes(data)
+    torch.save({"a": Evil()}, tmp_path / "zip.pth")
+    torch.save(Evil(), tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
+    for path in tmp_path.glob("*.pth"):
+        with pytest.raises(ValueError) as raised:
+            crate_jax.load(path, heads=2)
+        shown = "".join(traceback.format_exception(raised.value))  # as Python prints it
+        for advice in ("weights_only", "Weights only", "add_safe_globals", "arbitrary code"):
+            assert advice not in shown, path
+
+
+def test_of_several_networks_it_is_said_which_was_taken(tmp_path, crate_state, caplog):
+    state = {k: torch.from_numpy(v) for k, v in crate_state().items()}
+    average = {k: v + 1 for k, v in state.items()}
+    torch.save({"model": state, "model_ema": average}, tmp_path / "a.pth")
+    crate_jax.load(tmp_path / "a.pth", heads=3)
+    assert "read entry 'model'; others with a network: 'model_ema'" in caplog.text
+    found = checkpoints.read(tmp_path / "a.pth", heads=3, entry="model_ema")
+    np.testing.assert_array_equal(found.params["cls_token"], average["cls_token"].numpy())

@@ -33,6 +33,7 @@ INTERNAL = {
     "crate_jax.segment.__main__",
     "crate_jax.convert.__main__",
     "crate_jax.convert.arguments",
+    "crate_jax.convert.text",
     "crate_jax.export.pages",
     "crate_jax.arguments",
     "crate_jax.segment.records",
