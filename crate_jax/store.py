@@ -53,8 +53,8 @@ class Store(contextlib.AbstractContextManager):
         covering: names in the folder of the files that show all results.
 
     Raises:
-        ValueError: on entering: the folder holds results of other settings (the message lists the differences)
-            or of something else, or another process is at work on this share.
+        ValueError: on entering: the folder holds results of other settings (the message lists the
+            differences) or of something else, or another process is at work on this share.
         OSError: it cannot be written.
     """
 
