@@ -48,7 +48,7 @@ class COCO:
             self.names = [image["file_name"] for image in images]
             self.ids = {image["file_name"]: image["id"] for image in images}
             self.sizes = {i["file_name"]: (i["height"], i["width"]) for i in images}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
                 f"COCO: {file} is not a whole annotation file ({type(error).__name__}: {error}).\n"
                 f"{how}"

@@ -5,11 +5,14 @@ VOCdevkit/VOC2012/SegmentationClass/ID.png        palette PNG: class 1..20, 0 ba
 VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt  the 1,449 ids of the validation split
 """
 
+import io
 import os
 import pathlib
 
 import numpy as np
 from PIL import Image
+
+from crate_jax.data import decode
 
 VOID = 255
 CLASS_NAMES = (
@@ -79,12 +82,16 @@ class VOC:
         """
         path = self.label_path(name)
         try:
-            with Image.open(path) as image:
+            encoded = decode.read(path)
+            _ = encoded.size  # kind, size and checksums, before anything is decoded
+            with Image.open(io.BytesIO(encoded.data), formats=("PNG",)) as image:
                 if image.mode not in ("P", "L"):
                     raise ValueError(
                         f"{path}: expected class numbers (a palette PNG), got colours (mode "
                         f"{image.mode}); take the original file of VOC"
                     )
                 return np.asarray(image)
+        except decode.CorruptImage as error:
+            raise ValueError(f"{path}: expected a label map, got {error.reason}") from error
         except (OSError, SyntaxError) as error:  # SyntaxError: Pillow's word for a broken PNG
-            raise ValueError(f"{path}: not readable: {error}") from error
+            raise ValueError(f"{path}: expected a label map, got {error}") from error

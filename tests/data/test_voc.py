@@ -1,5 +1,8 @@
 """PASCAL VOC's layout, and what is said where it is not whole."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -52,5 +55,20 @@ def test_refuses_colours_and_damage(root):
     with pytest.raises(ValueError, match="class numbers"):
         VOC(root).labels("2007_000001")
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(ValueError, match="not readable"):
+    with pytest.raises(ValueError, match="expected a label map"):
+        VOC(root).labels("2007_000001")
+    damaged = bytearray(path.with_name("2008_000002.png").read_bytes())
+    damaged[damaged.index(b"IDAT") + 6] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match="expected a label map, got a damaged PNG"):
+        VOC(root).labels("2007_000001")
+
+
+def test_label_map_that_claims_to_be_large_is_refused_from_its_header(root):
+    path = root / "VOCdevkit" / "VOC2012" / "SegmentationClass" / "2007_000001.png"
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", 50_000, 50_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="got 50,000 x 50,000 pixels"):
         VOC(root).labels("2007_000001")
