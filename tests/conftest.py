@@ -28,15 +28,3 @@ def optimised(monkeypatch):
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
-
-
-# Longest first, so that no worker is left alone with one of them at the end.
-LONG = (
-    *("test_multihost", "test_configs_step", "test_faults", "test_folder", "test_scale"),
-    *("test_resume", "test_memory", "test_imagenet_b", "test_models", "test_autoencoding"),
-)
-
-
-def pytest_collection_modifyitems(items):
-    rank = {name: place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))

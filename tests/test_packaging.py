@@ -28,7 +28,7 @@ def files(folder):
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """(names in the wheel, names in the source distribution), built from a copy."""
-    pytest.importorskip("setuptools", "77", reason="setuptools 77 or newer: the `test` extra")
+    pytest.importorskip("setuptools", "77", reason="setuptools 77 or newer: the extra `dev`")
     place = tmp_path_factory.mktemp("built")
     copy = place / "copy"
     ignored = shutil.ignore_patterns(*UNWANTED)
@@ -58,6 +58,7 @@ def test_every_folder_of_code_is_a_package():
     assert declared == names | {"crate_jax.configs"}
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package(built):
     wheel = {name for name in built[0] if ".dist-info/" not in name}
     configs = {f"crate_jax/{name}" for name in files("configs") if name.endswith(".py")}
@@ -65,6 +66,7 @@ def test_the_wheel_holds_the_package(built):
     assert any(name.endswith("licenses/LICENSE") for name in built[0])
 
 
+@pytest.mark.slow
 def test_the_source_distribution_holds_what_its_tests_need(built):
     for tree in TREES:
         if (ROOT / tree).is_dir():

@@ -245,6 +245,8 @@ class Checkpoints:
 
     def last_good(self, failed: int | None = None) -> str:
         """Which checkpoint, not the one that failed, a run can go on from; for a message."""
+        with contextlib.suppress(CheckpointError):
+            self.wait()
         good = [step for step in self.steps() if step != failed]
         return f"the last good checkpoint is step {good[-1]}" if good else "no checkpoint was saved"
 

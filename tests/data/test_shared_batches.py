@@ -75,6 +75,7 @@ def test_without_memfd_arrays_are_sent_as_they_are(lender, monkeypatch):
     np.testing.assert_array_equal(lender.stack(rows(1)), np.stack(rows(1)))
 
 
+@pytest.mark.slow
 def test_workers_do_not_write_where_somebody_reads():
     source = scenes.Scenes(split="train", seed=0, length=64)
     options = {"batch_size": 16, "seed": 1}

@@ -46,6 +46,7 @@ INTERNAL = {
 }
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     """-W: a warning is an error; -n: so is a reference to nothing."""
     done = subprocess.run(

@@ -1,6 +1,7 @@
 """A masked autoencoder learns from scenes without labels, and its report shows what it makes."""
 
 import numpy as np
+import pytest
 
 from crate_jax import config as configuration
 from crate_jax.models import base, variants
@@ -22,6 +23,7 @@ def config(steps):
     return c
 
 
+@pytest.mark.slow
 def test_trains_evaluates_and_reports(tmp_path):
     c = config(40)
     assert loop.train(c, tmp_path) == 0

@@ -127,6 +127,7 @@ def test_dry_run_fails_where_the_run_would(images, truncated, trained, tmp_path)
         loop.train(imagenet_b(truncated[0], dry_run=True), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_run_with_a_new_head(trained, tmp_path):
     """Three classes instead of 1000, at twice the image size: positions are resampled."""
     root = pictures.write(tmp_path / "images", train=4)
@@ -195,6 +196,7 @@ def test_weights_and_biases_absent_names_the_extra(images, tmp_path, monkeypatch
         loop.train(imagenet_b(images, wandb="crate"), tmp_path)
 
 
+@pytest.mark.slow
 def test_mixing_changes_the_loss_and_is_the_same_again(images, tmp_path):
     curves = [
         runs.losses_of(loop, imagenet_b(images, epochs=1.0, **changes), tmp_path / name)

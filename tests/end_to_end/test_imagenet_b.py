@@ -7,6 +7,7 @@ import pytest
 
 from tests.end_to_end import runs
 
+pytestmark = pytest.mark.slow
 TOY = (
     "--config.model.image_size=(32,32)",
     "--config.model.patch_size=8",

@@ -20,6 +20,7 @@ def resident_mib():
     return pages * 4096 / 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_stays_flat_over_2000_steps(images, tmp_path, monkeypatch, optimised):
     """Checkpoints and evaluations included: after the first 600 steps, no more than noise."""

@@ -12,6 +12,7 @@ import pytest
 from crate_jax.training import loop
 from tests.end_to_end import pictures, runs, slurm
 
+pytestmark = pytest.mark.slow
 STEPS, EVERY = 16, 4  # steps of the run and between checkpoints
 CONFIG = "tests/end_to_end/folder_config.py"
 

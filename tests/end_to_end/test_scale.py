@@ -8,6 +8,7 @@ import pytest
 
 from tests.end_to_end import runs
 
+pytestmark = pytest.mark.slow
 STEPS = 12
 
 

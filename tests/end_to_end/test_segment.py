@@ -93,6 +93,7 @@ def whole(checkpoint, photographs, tmp_path_factory):
     return outs
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_run_writes_the_same_bytes(checkpoint, photographs, whole, tmp_path):
     command = [sys.executable, "-m", "crate_jax.segment", f"--checkpoint={checkpoint}"]
     command += [f"--images={photographs}", f"--out={tmp_path}", "--method=maskcut"]

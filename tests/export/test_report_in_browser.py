@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-pytest.importorskip("selenium", reason="selenium is not installed")
+pytest.importorskip("selenium", reason="not installed: the extra `dev`")
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.wait import WebDriverWait
@@ -14,9 +14,12 @@ from crate_jax.export import overlays, report
 
 CHROME = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROME and DRIVER), reason="no chromium and chromedriver on this machine"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (CHROME and DRIVER), reason="no chromium and chromedriver on this machine"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -174,6 +174,7 @@ def test_bfloat16_keeps_parameters_in_float32(name, run, error):
     assert 0 < error(rounded, exact) < 0.1
 
 
+@pytest.mark.slow
 def test_remat_changes_no_gradient(error):
     config = variants.config("crate-testing", depth=1)
 

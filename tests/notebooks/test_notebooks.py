@@ -11,13 +11,17 @@ import sys
 import tomllib
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
-from IPython.core.inputtransformer2 import TransformerManager
-from nbclient import NotebookClient
 from pycocotools.coco import COCO
 
+for package in ("nbformat", "nbclient", "IPython"):
+    pytest.importorskip(package, reason="not installed: the extra `dev`")
+import nbformat
+from IPython.core.inputtransformer2 import TransformerManager
+from nbclient import NotebookClient
+
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 REFERENCE = ROOT / "tests" / "reference" / "crate_mini.npz"

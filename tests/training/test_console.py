@@ -1,4 +1,9 @@
-"""What the end of a run prints."""
+"""What a run says, and that it goes on when nobody hears it."""
+
+import os
+import sys
+
+import pytest
 
 from crate_jax.training import console
 
@@ -15,3 +20,26 @@ def test_an_evaluation_shows_every_control(capsys):
     assert ["1", "0.500", "0.420", "+0.080", "[+0.070", "to", "+0.090]", "0.330"] in lines
     assert ["the", "whole", "image", "0.200"] in lines
     assert ["1", "190.000", "0.400"] in lines
+
+
+@pytest.fixture
+def unheard(monkeypatch):
+    """Standard output as a pipe whose reader is gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        yield
+
+
+def test_a_closed_pipe_ends_nothing(unheard):
+    for _ in range(3):
+        console.say("a line")
+    console.print_evaluation({"val/loss": 1.0, "val/images": 3}, 0.6)
+
+
+def test_a_full_disk_under_the_log_ends_nothing(monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        console.say("a line")
+        console.say("another")

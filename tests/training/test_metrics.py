@@ -87,3 +87,18 @@ def test_stopwatch_keeps_the_kinds_of_time_apart(monkeypatch):
     assert (values["time/evaluation"], values["time/checkpoint"]) == (50.0, 5.0)
     assert values["time/mfu"] == pytest.approx(8 * 1e9 / 2e12)
     assert watch.eta() == pytest.approx(16.0)
+
+
+@pytest.mark.parametrize("line", ["[]", "null", "3", '{"loss": 1}', '{"step": "1"}', '{"step": tr'])
+def test_a_line_that_is_something_else_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl: expected an object .* in line 2"):
+        metrics.read(path)
+
+
+def test_bytes_that_a_power_cut_left_behind_end_the_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n\x00\x00\xff')
+    assert metrics.read(path) == [{"step": 1}]
+    assert metrics.read(tmp_path / "none") == []
