@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-for package in ("nbformat", "nbclient", "IPython"):
-    pytest.importorskip(package, reason="not installed: the extra `dev`")
-import nbformat
-from IPython.core.inputtransformer2 import TransformerManager
-from nbclient import NotebookClient
+EXTRA = "not installed: the extra `dev`"
+nbformat = pytest.importorskip("nbformat", reason=EXTRA)
+nbclient = pytest.importorskip("nbclient", reason=EXTRA)
+inputtransformer2 = pytest.importorskip("IPython.core.inputtransformer2", reason=EXTRA)
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -50,7 +49,7 @@ def execute(name, folder, more="", **settings):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    client = NotebookClient(
+    client = nbclient.NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
     client.execute(env=environment)  # raises what a cell raises
@@ -128,7 +127,7 @@ def test_the_first_cell_installs_only_where_the_package_is_missing(there, monkey
             magics.append((name, arguments))
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if there else None)
-    code = TransformerManager().transform_cell(installs.pop())
+    code = inputtransformer2.TransformerManager().transform_cell(installs.pop())
     exec(compile(code, "install", "exec"), {"get_ipython": Shell})
     if there:
         assert magics == []
