@@ -23,7 +23,9 @@ class Check:
             return None
         near = difflib.get_close_matches(str(value), self.choices, n=1)
         hint = f", did you mean {near[0]}?" if near else ""
-        return f"expected {self.expected}, got {value!r}{hint}"
+        shown = " ".join(repr(value).split())  # of a section, say, it has many lines
+        shown = shown if len(shown) <= 100 else f"{shown[:100]}..."
+        return f"expected {self.expected}, got {shown}{hint}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,15 +113,16 @@ TEXT = Check("text", lambda x: isinstance(x, str), str)
 PATH = dataclasses.replace(TEXT, expected="a path, as text")
 TRUTH = Check("True or False", lambda x: isinstance(x, bool), bool)
 
+_LONGEST = 2**53  # above it not every number of steps is a float
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|examples?)?\s*")
 
 
 def parse_duration(value: Any) -> tuple[float, str] | None:
     """(amount, "step", "epoch" or "example") of a duration; None where it is none."""
-    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    if match:
-        return float(match[1]), (match[2] or "steps").rstrip("s")
-    return (float(value), "step") if _is_whole(value) and value >= 0 else None
+    match = _DURATION.fullmatch(value if isinstance(value, str) else f"{value}")
+    if match is None or isinstance(value, bool) or float(match[1]) > _LONGEST:
+        return None
+    return float(match[1]), (match[2] or "steps").rstrip("s")
 
 
 DURATION = Check(
@@ -139,12 +142,16 @@ def like(default: Any) -> Check:
     if isinstance(default, bool):
         return TRUTH
     if isinstance(default, tuple):
-        return NUMBERS
+        return _numbers_like(default)
     return {int: whole(), float: number(), str: TEXT}.get(type(default), optional(whole()))
 
 
-NUMBERS = Check(
-    "numbers such as (0.5, 0.5, 0.5)",
-    lambda x: _is_whole(x) or (isinstance(x, tuple | list) and all(map(_is_number, x))),
-    tuple,
-)
+def _numbers_like(default: tuple) -> Check:
+    """As many numbers; of sides, which are whole, one may stand for both."""
+
+    def holds(value: Any) -> bool:
+        if not isinstance(value, tuple | list):
+            return _is_whole(default[0]) and _is_whole(value)
+        return len(value) == len(default) and all(map(_is_number, value))
+
+    return Check(f"{len(default)} numbers such as {default}", holds, tuple)

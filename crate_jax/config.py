@@ -185,8 +185,8 @@ def durations(config: ml_collections.ConfigDict, examples: int) -> Durations:
         return duration(value, config.batch_size, examples)
 
     total = config.steps if config.steps is not None else steps(f"{config.epochs} epochs")
-    if total < 1:
-        raise ValueError(f"steps: expected at least one step, got {total}")
+    if not 1 <= total < 2**31:
+        raise ValueError(f"steps: expected 1 to 2^31 - 1 steps in all, got {total}")
     return Durations(
         total=total,
         warmup=steps(config.optimizer.warmup),

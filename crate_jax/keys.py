@@ -37,7 +37,7 @@ BELOW_1 = number(0, below=1)
 KEYS = (
     Key("seed", 0, "of everything random", whole(0, 2**63 - 1)),
     Key("steps", None, "length of the run; exactly one of steps and epochs", optional(whole(1))),
-    Key("epochs", None, "likewise, in passes over the data", optional(number(above=0))),
+    Key("epochs", None, "likewise, in passes over the data", optional(number(above=0, most=1e6))),
     Key("batch_size", 256, "over all devices and processes", whole(1)),
     Key("accumulate", 1, "parts that a batch is computed in, one after the other", whole(1)),
     Key(
@@ -120,7 +120,7 @@ KEYS = (
         "data.workers",
         0,
         "processes that read and decode; 0: a thread of the training process",
-        whole(0, 1024),
+        whole(0, 256),
         free=True,
     ),
     Key("data.root", "", "folder: holds train/CLASS/* and val/CLASS/*, or CLASS/*", PATH),

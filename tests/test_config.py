@@ -128,7 +128,8 @@ def test_unknown_keys_name_the_nearest_all_at_once():
             {"data.scenes.zoom": ((1, 2), (3, 4))},
             "data.scenes.zoom: expected (low, high), each a num",
         ),
-        ({"model.image_size": "big"}, "model.image_size: expected numbers such as"),
+        ({"model.image_size": "big"}, "model.image_size: expected 2 numbers such as (224, 224)"),
+        ({"model.mean": 1}, "model.mean: expected 3 numbers such as (0.485, 0.456, 0.406), got 1"),
         ({"model.heads": 5}, "config: model.heads: expected a divisor of dim 768, got 5"),
     ],
 )

@@ -4,9 +4,10 @@
 """
 
 import dataclasses
+import math
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 import jax
 from flax import nnx
@@ -17,6 +18,7 @@ from crate_jax.models.crate_alpha import CrateAlpha, CrateAlphaConfig
 from crate_jax.models.crate_mae import CrateMAE, CrateMAEConfig
 from crate_jax.models.vit import ViT, ViTConfig
 
+Count = TypeVar("Count", int, float)
 FAMILIES: dict[str, tuple[type[ImageModelConfig], Callable[..., Transformer]]] = {
     "crate": (CrateConfig, Crate),
     "crate_alpha": (CrateAlphaConfig, CrateAlpha),
@@ -148,19 +150,24 @@ def abstract(config: ImageModelConfig, **computation: Unpack[Computation]) -> Tr
 
 
 def count_parameters(config: ImageModelConfig) -> int:
-    """The exact number of parameters, from shapes alone.
+    """The exact number of parameters, from shapes alone."""
+
+    def count(network: ImageModelConfig) -> int:
+        shapes = nnx.state(abstract(network), nnx.Param)
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+    return over_layers(config, count)
+
+
+def over_layers(config: ImageModelConfig, count: Callable[[ImageModelConfig], Count]) -> Count:
+    """A count that grows by the same with every layer, of a network of any depth.
 
     Layers are alike, so one and two of them tell any number, in a fraction of the tracing.
     """
-
-    def count(**depths: int) -> int:
-        shapes = nnx.state(abstract(dataclasses.replace(config, **depths)), nnx.Param)
-        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
-
     depths = [name for name in ("depth", "decoder_depth") if hasattr(config, name)]
-    single = count(**dict.fromkeys(depths, 1))
-    total = single
+    shallow = dataclasses.replace(config, **dict.fromkeys(depths, 1))
+    total = single = count(shallow)
     for name in depths:
-        more = count(**{**dict.fromkeys(depths, 1), name: 2}) - single
+        more = count(dataclasses.replace(shallow, **{name: 2})) - single
         total += (getattr(config, name) - 1) * more
     return total

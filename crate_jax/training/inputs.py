@@ -75,6 +75,8 @@ def open_data(config: ml_collections.ConfigDict, model: ImageModelConfig) -> Dat
             f"got {config.data.image_size}; set config.data.image_size and config.model.image_size "
             "to the same"
         )
+    for split in ("train", "val"):
+        data.transform(split)  # which checks its options
     return data
 
 

@@ -19,6 +19,7 @@ from crate_jax import config as configuration
 from crate_jax.convert import run_directory
 from crate_jax.models import base, variants
 from crate_jax.training import (
+    budget,
     checkpoint,
     console,
     distributed,
@@ -80,9 +81,10 @@ def _train(
     mesh = sharding.make_mesh(config.fsdp, devices)
     sharding.check_batch("batch_size", config.batch_size, mesh, config.accumulate)
     say(console.device_line(mesh))
+    model_config = variants.from_dict(config.model.to_dict())
+    budget.check(config, model_config, mesh)
 
     # ---- Data: opened and checked before anything is compiled -----------------------------------
-    model_config = variants.from_dict(config.model.to_dict())
     directory = pathlib.Path(directory).expanduser().absolute()
     with distributed.together("opening the data"):
         data = inputs.open_data(config, model_config)
@@ -100,11 +102,11 @@ def _train(
 
     # ---- Model and optimizer: shapes first ------------------------------------------------------
     options = {"dtype": config.dtype, "remat": config.remat}
-    definition, _ = base.split(variants.abstract(model_config, **options))
     rate = optim.schedule(config.optimizer, plan.warmup, plan.total)
     fixed = variants.FAMILIES[config.model.family][1].fixed
     optimizer = optim.optimizer(config.optimizer, rate, fixed)
     objective = steps.objective(config)
+    definition, _ = base.split(variants.abstract(model_config, **options))
 
     def init(key):
         params = base.split(variants.build(model_config, key, **options))[1]
@@ -288,6 +290,7 @@ def evaluate(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -
     mesh = sharding.make_mesh(config.fsdp)
     directory = pathlib.Path(directory).expanduser().absolute()
     model_config = variants.from_dict(config.model.to_dict())
+    budget.check(config, model_config, mesh)
     with distributed.together("opening the data and the workdir"):
         data = inputs.open_data(config, model_config)
         whole, saved, step = run_directory.read(directory)

@@ -67,7 +67,8 @@ def check_batch(name: str, size: int, mesh: Mesh, accumulate: int = 1) -> None:
         what = f"the {mesh.size} devices"
         if accumulate > 1:
             what += f" times {accumulate} accumulation steps"
-        nearest = max(1, round(size / parts)) * parts
+        below = size // parts * parts
+        nearest = f"{below} or {below + parts}" if below > 0 else f"{parts}"
         raise ValueError(f"{name}: expected a multiple of {what}, got {size}; try {nearest}")
 
 

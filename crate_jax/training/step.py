@@ -75,19 +75,20 @@ def flops_per_image(
 ) -> float:
     """Operations of a training step an image: forward and backward, without rematerialisation."""
     batch = 2
-    definition, params = base.split(variants.abstract(model_config))
     image = jax.ShapeDtypeStruct((batch, *model_config.image_size, 3), jnp.uint8)
     label = jax.ShapeDtypeStruct((batch,), jnp.int32)
     loss = objective(config)
 
-    def gradient(params, image, label):
-        def value(params):
+    def count(network):
+        definition, params = base.split(variants.abstract(network))
+
+        def value(params, image, label):
             model = base.merge(definition, params)
             return loss(model, {"image": image, "label": label}, jax.random.key(0))[0]
 
-        return jax.grad(value)(params)
+        return metrics.count_flops(jax.grad(value), params, image, label) / batch
 
-    return metrics.count_flops(gradient, params, image, label) / batch
+    return variants.over_layers(model_config, count)
 
 
 def initial(
