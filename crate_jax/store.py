@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from crate_jax import config as configuration
+from crate_jax.config import differences
 from crate_jax.files import Lock, remove_partial, write_atomically
 
 _LONGEST = 180  # bytes of a file name, of 255 that file systems take: suffixes come on top
@@ -136,7 +136,7 @@ class Store(contextlib.AbstractContextManager):
                 f"out: expected settings as JSON, got something else in {path}; choose another "
                 "--out"
             )
-        if changes := configuration.differences(there, self.settings):
+        if changes := differences(there, self.settings):
             raise ValueError(
                 f"out: {self.out} holds results of other settings (there -> here):\n  "
                 + "\n  ".join(changes)

@@ -17,7 +17,7 @@ from crate_jax.export import tables
 from crate_jax.export.history import History, chart_sections, comparison, headline
 from crate_jax.export.overlays import COLORMAP, checked_image, data_uri, encode
 from crate_jax.export.pages import write_page
-from crate_jax.segmentation import attention, scoring
+from crate_jax.segmentation import attention, emergence
 
 _MOST_LAYERS = 6
 _MOST_PIXELS = 360  # longest side of an embedded photograph
@@ -230,15 +230,12 @@ def _thinned(layers: int) -> list[int]:
     return [round(layers * (k + 1) / _MOST_LAYERS) - 1 for k in range(_MOST_LAYERS)]
 
 
-def _heads(maps: np.ndarray, mask: np.ndarray | None, fraction: float) -> list[list[dict]]:
+def _heads(maps: np.ndarray, mask: np.ndarray | None, keep: float) -> list[list[dict]]:
     """Pictures of maps f[layers, heads, rows, columns], and their fit where the truth is known."""
     flat = maps.reshape(*maps.shape[:2], -1)
     shown = [[{"map": _map_png(head)} for head in layer] for layer in maps]
-    for rule, keep in attention.RULES.items():
-        kept = np.asarray(keep(flat, fraction))
-        fit = np.full(maps.shape[:2], np.nan)
-        if mask is not None and mask.any():
-            fit = scoring.class_iou(kept, mask.astype(int), maps.shape[2:])[1][0]
+    for (rule, kept_by), fit in zip(attention.RULES.items(), _fit(maps, mask, keep), strict=True):
+        kept = np.asarray(kept_by(flat, keep))
         for layer, heads in enumerate(shown):
             for index, head in enumerate(heads):
                 iou = float(fit[layer, index])
@@ -246,6 +243,16 @@ def _heads(maps: np.ndarray, mask: np.ndarray | None, fraction: float) -> list[l
                 head[f"iou_{rule}"] = None if np.isnan(iou) else iou
                 head[f"best_{rule}"] = index == fit[layer].argmax() and not np.isnan(iou)
     return shown
+
+
+def _fit(maps: np.ndarray, mask: np.ndarray | None, keep: float) -> np.ndarray:
+    """f64[rules, layers, heads], IoU with the object; NaN where there is none."""
+    if mask is None or not mask.any() or not np.isfinite(maps).all():
+        return np.full((len(attention.RULES), *maps.shape[:2]), np.nan)
+    measured, nothing = emergence.Measured(keep), np.zeros(len(maps))
+    objects = emergence.objects_of_mask(mask, maps.shape[2:])
+    measured.add(maps.reshape(*maps.shape[:2], -1), objects, nothing, nothing)
+    return measured.own[0][: len(attention.RULES), :, :-1]
 
 
 def _reconstruction(image: np.ndarray, masked: np.ndarray, prediction: np.ndarray) -> dict:

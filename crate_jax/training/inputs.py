@@ -1,6 +1,7 @@
 """The data of a run as the loop wants it: opened, checked against the model, in batches."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from crate_jax import data as datasets
 from crate_jax.config import Durations
+from crate_jax.files import write_atomically
 from crate_jax.models.base import ImageModelConfig
 from crate_jax.training import distributed
 
@@ -121,7 +123,7 @@ def list_skipped_held_out(
 
 
 def _list_paths(file: pathlib.Path, source: datasets.Source, indices: list[int]) -> None:
-    file.write_text("".join(f"{source.path(index)}\n" for index in indices))
+    write_atomically(file, os.fsencode("".join(f"{source.path(index)}\n" for index in indices)))
 
 
 def pixels_and_labels(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
