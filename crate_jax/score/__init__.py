@@ -1,1 +1,1 @@
-"""`python -m crate_jax.score`: a network on a dataset, to figures with intervals."""
+"""`python -m crate_jax.score`: a network on a dataset, to scores with intervals."""

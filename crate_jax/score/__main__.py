@@ -106,7 +106,7 @@ def _score(args: argparse.Namespace) -> dict:
     import cv2
 
     from crate_jax import inference
-    from crate_jax.score import datasets, measuring, results
+    from crate_jax.score import datasets, results
     from crate_jax.store import printable
 
     cv2.utils.logging.setLogLevel(0)  # silent: what it says of damaged files stands in scores.json
@@ -120,19 +120,6 @@ def _score(args: argparse.Namespace) -> dict:
     if args.dataset == "scenes":
         side = max(network.config.image_size)
         data = datasets.SceneInstances(side, args.limit, args.objects, args.seed)
-    every = tuple(range(network.config.depth))
-    protocol = measuring.Protocol(
-        size=inference.input_size(network.config, args.size),
-        attention_layers=_chosen(network, args.layers, every) if data.has_labels else (),
-        mask_layers=_chosen(network, args.layers, every[-1:]) if data.has_instances else (),
-        keep=args.keep,
-        taus=args.taus,
-        max_masks=args.max_masks,
-        features=args.features,
-        corrected=args.corrected,
-        crf=args.crf,
-        batch_size=args.batch_size,
-    )
     passes = results.Passes(
         untrained=not args.no_random,
         noise=results.NOISE[args.noise],
@@ -144,7 +131,7 @@ def _score(args: argparse.Namespace) -> dict:
     return results.score(
         network,
         data,
-        protocol,
+        _protocol(args, network, data),
         passes,
         args.out,
         title=f"{network.config.family.upper()} on {args.dataset}",
@@ -159,6 +146,25 @@ def _score(args: argparse.Namespace) -> dict:
         load_step=lambda step: inference.load(args.checkpoint, step=step, **declarations),
         stop_at_failure=args.on_error == "stop",
         say=command_line.say,
+    )
+
+
+def _protocol(args: argparse.Namespace, network, data):
+    from crate_jax import inference
+    from crate_jax.score import measuring
+
+    every = tuple(range(network.config.depth))
+    return measuring.Protocol(
+        size=inference.input_size(network.config, args.size),
+        attention_layers=_chosen(network, args.layers, every) if data.has_labels else (),
+        mask_layers=_chosen(network, args.layers, every[-1:]) if data.has_instances else (),
+        keep=args.keep,
+        taus=args.taus,
+        max_masks=args.max_masks,
+        features=args.features,
+        corrected=args.corrected,
+        crf=args.crf,
+        batch_size=args.batch_size,
     )
 
 

@@ -83,8 +83,37 @@ def score(
         ValueError: `out` holds results of other settings or of something else, or another process
             is at work there; no image could be used; or the network gives NaN or infinity.
     """
-    settings = {
-        **settings,
+    settings = {**settings, **_settings(network, data, protocol, passes)}
+    with Store(out, settings, covering=("scores.json", "index.html")) as store:
+        measurer = Measurer(network, data, protocol, stop_at_failure=stop_at_failure, say=say)
+        _say_input(measurer, say)
+        scores = _Scores(measurer, passes, store)
+        result = scores.measure(load_step)
+        content = json.dumps(result, indent=1, allow_nan=False) + "\n"
+        write_atomically(store.out / "scores.json", content)
+        shown = page.score_tables(scores.main, protocol, scores.trained, scores.noisy, scores.steps)
+        tables.print_tables(shown, width=160)
+        counts = {name: n for name, n in result["counts"].items() if isinstance(n, int)}
+        write_scores(
+            store.out / "index.html",
+            title=title,
+            lede=tables.LAYERS_NOTE if protocol.attention_layers else "",
+            tables=shown,
+            charts=page.charts(scores.main, protocol, scores.steps),
+            settings=store.settings,
+            environment={},
+            facts={name.replace("_", " "): str(count) for name, count in counts.items()},
+        )
+        store.remove(scores.kept)
+    _say_result(result["counts"], store.out, say)
+    return result
+
+
+def _settings(
+    network: inference.Network, data: Dataset, protocol: Protocol, passes: Passes
+) -> dict[str, Any]:
+    """All that the scores depend on."""
+    return {
         "images": listing(data.names),
         "weights": network.fingerprint,
         "model": network.config.to_dict(),
@@ -100,29 +129,6 @@ def score(
         "bootstrap_samples": {"iou": _IOU_SAMPLES, "ap": passes.samples},
         "seed": passes.seed,
     }
-    with Store(out, settings, covering=("scores.json", "index.html")) as store:
-        measurer = Measurer(network, data, protocol, stop_at_failure=stop_at_failure, say=say)
-        _say_input(measurer, say)
-        scores = _Scores(measurer, passes, store)
-        result = scores.measure(load_step)
-        content = json.dumps(result, indent=1, allow_nan=False) + "\n"
-        write_atomically(store.out / "scores.json", content)
-        shown = page.score_tables(scores.main, protocol, scores.trained, scores.noisy, scores.steps)
-        tables.print_tables(shown, width=160)
-        counts = {k.replace("_", " "): n for k, n in result["counts"].items() if isinstance(n, int)}
-        write_scores(
-            store.out / "index.html",
-            title=title,
-            lede=tables.LAYERS_NOTE if protocol.attention_layers else "",
-            tables=shown,
-            charts=page.charts(scores.main, protocol, scores.steps),
-            settings=store.settings,
-            environment={},
-            facts={label: str(count) for label, count in counts.items()},
-        )
-        store.remove(scores.kept)
-    _say_result(result["counts"], store.out, say)
-    return result
 
 
 class _Scores:
