@@ -164,6 +164,15 @@ def linear_probe(
     return _fit(train, labels, classes, strength, steps)(queries), strength
 
 
+@jax.jit
+@jax.value_and_grad
+def _objective(w: jax.Array, x: jax.Array, labels: jax.Array, l2: float) -> jax.Array:
+    """Mean cross-entropy of logits x w[:-1] + w[-1], and l2 / 2 |w[:-1]|^2."""
+    log_p = jax.nn.log_softmax(x @ w[:-1] + w[-1])
+    own = jnp.take_along_axis(log_p, labels[:, None], axis=1)
+    return -jnp.mean(own) + 0.5 * l2 * jnp.sum(w[:-1] ** 2)
+
+
 def _fit(
     x: np.ndarray, labels: np.ndarray, classes: int, l2: float, steps: int
 ) -> Callable[[np.ndarray], np.ndarray]:
@@ -171,19 +180,10 @@ def _fit(
     x, labels = jnp.asarray(x, jnp.float32), jnp.asarray(labels)
     shape = (x.shape[1] + 1, classes)
 
-    @jax.jit
-    def objective(flat, x, labels):
-        def loss(flat):
-            w = flat.reshape(shape)
-            log_p = jax.nn.log_softmax(x @ w[:-1] + w[-1])
-            own = jnp.take_along_axis(log_p, labels[:, None], axis=1)
-            return -jnp.mean(own) + 0.5 * l2 * jnp.sum(w[:-1] ** 2)
-
-        return jax.value_and_grad(loss)(flat)
-
     def evaluate(flat):
-        value, gradient = objective(jnp.asarray(flat, jnp.float32), x, labels)
-        return float(value), np.asarray(gradient, np.float64)
+        w = jnp.asarray(flat.reshape(shape), jnp.float32)
+        value, gradient = _objective(w, x, labels, l2)
+        return float(value), np.asarray(gradient, np.float64).ravel()
 
     start = np.zeros(shape[0] * shape[1])
     found = scipy.optimize.minimize(
