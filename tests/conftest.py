@@ -18,7 +18,30 @@ os.environ |= {
 }
 
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+
+import tests.typechecker  # noqa: E402, F401  # the hook below asks for it by name
+
+# Shapes and types that signatures promise hold in every call that a test makes.
+jaxtyping.install_import_hook(
+    ["crate_jax.models", "crate_jax.segmentation"], "tests.typechecker.check"
+)
+
+
+@pytest.fixture
+def types_unchecked():
+    """As a user calls: what no signature allows reaches our own checks and their messages."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def strict_promotion():
+    """No dtype and no rank is changed but by words."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
 
 
 @pytest.fixture

@@ -5,17 +5,17 @@ import dataclasses
 import math
 import numbers
 import operator
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, Generic, Literal, Self, TypedDict, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Generic, Literal, Self, TypedDict, TypeVar, no_type_check
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, ArrayLike, Float, UInt8
+from jaxtyping import Array, ArrayLike, Float, Int, UInt8
 
-from crate_jax.models.layers import Tokens
+from crate_jax.models.layers import Heads, Tokens
 from crate_jax.models.patches import patch_grid
 from crate_jax.models.positions import RULES, Rule, resize_positions
 
@@ -28,6 +28,7 @@ def described(default: Any, meaning: str) -> Any:
     return dataclasses.field(default=default, metadata={"meaning": meaning})
 
 
+@no_type_check  # at run time: what is given, an int for a square, say, is converted or refused
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageModelConfig:
     """Fields shared by the families. Everything that weights alone do not tell is here.
@@ -152,11 +153,14 @@ class Computation(TypedDict, total=False):
 
 
 Config = TypeVar("Config", bound=ImageModelConfig)
-Capture = bool | int | Iterable[int] | None
+Capture = bool | np.bool_ | int | Iterable[int] | Int[np.ndarray, " k"] | None
 
 
 def run_layers(
-    layers: nnx.List, z: Tokens, capture: Capture, remat: Remat
+    layers: Sequence[Callable[[Tokens], tuple[Tokens, Heads, Heads]]],
+    z: Tokens,
+    capture: Capture,
+    remat: Remat,
 ) -> tuple[Tokens, dict[str, Array]]:
     """Tokens through all layers, with the captured arrays of the layers asked for.
 
@@ -270,8 +274,11 @@ class Transformer(nnx.Module, Generic[Config]):
                 "put the channels last, repeat a grey one, drop alpha"
             )
         c = self.config
-        scaled = images.astype(jnp.float32) / 255
-        return (scaled - jnp.array(c.mean, jnp.float32)) / jnp.array(c.std, jnp.float32)
+        mean, std = (
+            jnp.broadcast_to(jnp.array(of_channels, jnp.float32), images.shape)
+            for of_channels in (c.mean, c.std)
+        )
+        return (images.astype(jnp.float32) / 255 - mean) / std
 
     def __call__(
         self, images: Float[ArrayLike, "b h w 3"], capture: Capture = False
@@ -311,7 +318,8 @@ class Transformer(nnx.Module, Generic[Config]):
         if "positions" in self.fixed:
             positions = jax.lax.stop_gradient(positions)
         positions = resize_positions(positions, self.config.grid, grid, self.config.positions)
-        return (jnp.concatenate([cls.astype(x.dtype), x], axis=1) + positions).astype(self.dtype)
+        z = jnp.concatenate([cls.astype(x.dtype), x], axis=1)
+        return (z.astype(positions.dtype) + positions).astype(self.dtype)
 
 
 def split(model: Transformer) -> tuple[nnx.GraphDef, dict[str, Any]]:

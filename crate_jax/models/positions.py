@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 Rule = Literal["size", "dino", "notebook"]
 RULES: tuple[str, ...] = get_args(Rule)
@@ -41,7 +41,7 @@ def bicubic_matrix(source: int, target: int, step: float) -> Float[np.ndarray, "
 
 
 def resize_positions(
-    positions: Float[Array, "1 tokens d"],
+    positions: Float[ArrayLike, "1 tokens d"],
     source: tuple[int, int],
     target: tuple[int, int],
     rule: Rule = "size",
@@ -64,6 +64,7 @@ def resize_positions(
     """
     if rule not in RULES:
         raise ValueError(f"positions: expected one of {', '.join(RULES)}, got {rule!r}")
+    positions = jnp.asarray(positions)
     if source == target and rule != "notebook":
         return positions
     cls, patches = positions[:, :1], positions[:, 1:]

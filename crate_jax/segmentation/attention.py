@@ -10,6 +10,7 @@ Protocol: docs/protocols.md section 3; arXiv 2308.16271 (CRATE) and 2104.14294 (
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Shaped
 
 PAPER_FRACTION = 0.6
 
@@ -19,7 +20,9 @@ PAPER_FRACTION = 0.6
 _CUMULATIVE_ROUNDING = 1e-6
 
 
-def cls_maps(query: jax.typing.ArrayLike, key: jax.typing.ArrayLike) -> jax.Array:
+def cls_maps(
+    query: Float[ArrayLike, "b tokens heads d_head"], key: Float[ArrayLike, "b tokens heads d_head"]
+) -> Float[Array, "b heads n"]:
     """Attention of the [CLS] token over the patch tokens, one map a head.
 
     A[b, k, i] = softmax over patches i of <q_CLS, k_i> / sqrt(d_head). The softmax leaves [CLS]
@@ -55,7 +58,10 @@ def _cls_maps(query, key):
     return jax.nn.softmax(logits / np.sqrt(query.shape[-1]), axis=-1)
 
 
-def layer_maps(query: jax.typing.ArrayLike, key: jax.typing.ArrayLike) -> jax.Array:
+def layer_maps(
+    query: Float[ArrayLike, "layers b tokens heads d_head"],
+    key: Float[ArrayLike, "layers b tokens heads d_head"],
+) -> Float[Array, "b layers heads n"]:
     """`cls_maps` of every captured layer.
 
     Args:
@@ -68,7 +74,9 @@ def layer_maps(query: jax.typing.ArrayLike, key: jax.typing.ArrayLike) -> jax.Ar
     return jnp.stack([cls_maps(q, k) for q, k in zip(query, key, strict=True)], axis=1)
 
 
-def keep_mass(maps: jax.typing.ArrayLike, fraction: float = PAPER_FRACTION) -> jax.Array:
+def keep_mass(
+    maps: Float[ArrayLike, "*leading n"], fraction: float = PAPER_FRACTION
+) -> Bool[Array, "*leading n"]:
     """Mass rule: the smallest set of patches that holds `fraction` of a map's sum (DINO).
 
     The entries are sorted ascending and summed up; kept is where the cumulative sum exceeds
@@ -99,7 +107,9 @@ def _keep_mass(maps, dropped_share):
     return _drop_smallest(maps, ordered, jnp.sum(within, axis=-1, keepdims=True))
 
 
-def keep_area(maps: jax.typing.ArrayLike, fraction: float = PAPER_FRACTION) -> jax.Array:
+def keep_area(
+    maps: Float[ArrayLike, "*leading n"], fraction: float = PAPER_FRACTION
+) -> Bool[Array, "*leading n"]:
     """Area rule: the `fraction` of patches with the largest entries (2308.16271, appendix).
 
     Keeps k = floor(fraction * n + 1/2) of n patches: rounded to the nearest, so the kept share is
@@ -128,7 +138,9 @@ def _keep_area(maps, dropped):
 RULES = {"mass": keep_mass, "area": keep_area}
 
 
-def kept_counts(ordered: np.ndarray, fraction: float = PAPER_FRACTION) -> dict[str, np.ndarray]:
+def kept_counts(
+    ordered: Float[np.ndarray, "*leading n"], fraction: float = PAPER_FRACTION
+) -> dict[str, Int[np.ndarray, "*leading"]]:
     """How many of a map's largest entries each rule keeps; on the host, in float64.
 
     Args:
@@ -176,7 +188,7 @@ def _drop_smallest(maps: jax.Array, ordered: jax.Array, dropped: jax.Array) -> j
     return keep & finite & (dropped < patches)
 
 
-def cell_of_pixel(cells: int, pixels: int) -> np.ndarray:
+def cell_of_pixel(cells: int, pixels: int) -> Int[np.ndarray, " {pixels}"]:
     """The grid cell in which the centre of each pixel lies, along one axis.
 
     floor((i + 1/2) cells / pixels), in integers. Where `cells` divides `pixels` this is plain
@@ -186,11 +198,11 @@ def cell_of_pixel(cells: int, pixels: int) -> np.ndarray:
 
 
 def upsample(
-    maps: jax.typing.ArrayLike,
+    maps: Shaped[ArrayLike, "*leading n"],
     grid: tuple[int, int],
     size: tuple[int, int],
     mode: str = "nearest",
-) -> jax.Array:
+) -> Shaped[Array, "*leading height width"]:
     """Maps or masks from patches to pixels.
 
     Args:

@@ -15,6 +15,7 @@ are the same; its release 1.1 does not build on Python 3.13.
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float32, Float64, UInt8
 from scipy import ndimage, sparse
 from scipy.special import expit
 
@@ -23,7 +24,9 @@ BILATERAL_XY, BILATERAL_RGB, BILATERAL_WEIGHT = 50.0, 5.0, 10.0
 ITERATIONS = 10
 
 
-def refine(image, masks) -> np.ndarray:
+def refine(
+    image: UInt8[np.ndarray, "height width 3"], masks: Bool[np.ndarray, "m height width"]
+) -> Bool[np.ndarray, "m height width"]:
     """Refine an image's masks as CutLER does: CRF, fill holes, drop what became another mask.
 
     Args:
@@ -48,7 +51,9 @@ def refine(image, masks) -> np.ndarray:
     return refined
 
 
-def dense_crf(image, masks) -> np.ndarray:
+def dense_crf(
+    image: UInt8[np.ndarray, "height width 3"], masks: Bool[np.ndarray, "m height width"]
+) -> Bool[np.ndarray, "m height width"]:
     """Return the most probable labels after ten mean-field iterations.
 
     Per mask m, with q the probability of foreground and both classes' messages in one logit,
@@ -97,12 +102,14 @@ def dense_crf(image, masks) -> np.ndarray:
 class _Filter:
     """Normalised Gaussian filter over points f64[d, n] (unit standard deviation)."""
 
-    def __init__(self, points: np.ndarray):
+    def __init__(self, points: Float64[np.ndarray, "d n"]):
         self.lattice = _lattice(points)
         self.scale = np.ones((points.shape[1], 1), np.float32)
         self.scale = 1 / np.sqrt(self(self.scale) + np.float32(1e-20))
 
-    def __call__(self, values: np.ndarray) -> np.ndarray:
+    def __call__(
+        self, values: Float32[np.ndarray, "n channels"]
+    ) -> Float32[np.ndarray, "n channels"]:
         """Filter f32[n, channels]."""
         on_vertices = self.lattice.splat @ (self.scale * values)
         for blur in self.lattice.blurs:
@@ -117,7 +124,7 @@ class _Lattice:
     gain: np.float32
 
 
-def _lattice(points: np.ndarray) -> _Lattice:
+def _lattice(points: Float64[np.ndarray, "d n"]) -> _Lattice:
     """Build the permutohedral lattice of points f64[d, n].
 
     Vertices have integer coordinates in the hyperplane of d + 1 dimensions where they sum to

@@ -35,6 +35,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import ArrayLike, Float, Float32, Float64, Integer, Shaped
 
 from crate_jax.segmentation import attention, scoring
 
@@ -54,22 +55,26 @@ class Objects:
         centre_box: f64[k], IoU of `scoring.centre_box`.
     """
 
-    counts: np.ndarray
-    valid: np.ndarray
-    all_ones: np.ndarray
-    centre_box: np.ndarray
+    counts: Float64[np.ndarray, "k n"]
+    valid: Float64[np.ndarray, " n"]
+    all_ones: Float64[np.ndarray, " k"]
+    centre_box: Float64[np.ndarray, " k"]
 
     def __len__(self) -> int:
         return len(self.counts)
 
 
-def objects_of_mask(mask: np.ndarray, grid: tuple[int, int]) -> Objects:
+def objects_of_mask(mask: Shaped[ArrayLike, "height width"], grid: tuple[int, int]) -> Objects:
     """Of an image with one object, bool[height, width]; none where the mask is empty."""
     return objects_of_labels(np.asarray(mask, bool).astype(np.uint8), grid)
 
 
 def objects_of_labels(
-    labels: np.ndarray, grid: tuple[int, int], *, background: int = 0, void: int = 255
+    labels: Integer[ArrayLike, "height width"],
+    grid: tuple[int, int],
+    *,
+    background: int = 0,
+    void: int = 255,
 ) -> Objects:
     """Of an image with a semantic label map: each class that is present is an object.
 
@@ -100,7 +105,7 @@ def objects_of_labels(
 class _Maps:
     """Maps f32[layers, heads, n] of one image in order, with what all objects need of them."""
 
-    def __init__(self, values: np.ndarray, keep: float):
+    def __init__(self, values: Float[np.ndarray, "layers heads n"], keep: float):
         self.values = np.asarray(values, np.float32)
         bad = np.flatnonzero(~np.isfinite(self.values).all(axis=(1, 2)))
         if bad.size:
@@ -181,7 +186,7 @@ class Measured:
     sparsity: list[np.ndarray] = dataclasses.field(default_factory=list)
     without_object: int = 0
     first: Objects | None = None
-    last: np.ndarray | None = None
+    last: Float32[np.ndarray, "layers heads n"] | None = None
 
     def __post_init__(self):
         self._last = None if self.last is None else _Maps(self.last, self.keep)
@@ -192,10 +197,10 @@ class Measured:
 
     def add(
         self,
-        maps: np.ndarray | None,
+        maps: Float[np.ndarray, "layers heads n"] | None,
         objects: Objects | None,
-        coding_rate: np.ndarray,
-        sparsity: np.ndarray,
+        coding_rate: Float[np.ndarray, " layers"],
+        sparsity: Float[np.ndarray, " layers"],
     ) -> None:
         """Takes one image.
 
@@ -352,7 +357,7 @@ def estimates(
 
 
 def with_intervals(
-    rows: Mapping[str, np.ndarray], *, samples: int = 10_000, seed: int = 0
+    rows: Mapping[str, Shaped[np.ndarray, " _"]], *, samples: int = 10_000, seed: int = 0
 ) -> dict[str, Estimate]:
     """Means of rows f[images] by name with their bootstrap intervals; equal lengths share draws.
 

@@ -7,13 +7,16 @@ zeros that ISTA leaves. Both are measured layer by layer from captured arrays.
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
 
 # torch.nn.functional.normalize's floor, with which the authors' code scales tokens: a zero token
 # stays zero and adds nothing to the rate.
 _NORM_FLOOR = 1e-12
 
 
-def of_layers(query: jax.Array, tokens: jax.Array) -> dict[str, jax.Array]:
+def of_layers(
+    query: Float[Array, "layers b tokens heads d_head"], tokens: Float[Array, "layers b tokens d"]
+) -> dict[str, Float[Array, "b layers"]]:
     """Both measures of every captured layer.
 
     Args:
@@ -29,7 +32,9 @@ def of_layers(query: jax.Array, tokens: jax.Array) -> dict[str, jax.Array]:
     }
 
 
-def coding_rate(w: jax.typing.ArrayLike, eps: float = 0.01) -> jax.Array:
+def coding_rate(
+    w: Float[ArrayLike, "b tokens heads d_head"], eps: float = 0.01
+) -> Float[Array, " b"]:
     """Coding rate of the tokens of each image against the layer's subspaces.
 
     R = sum over heads k of 1/2 logdet(I + p / (m eps) W_k W_k^T), where W_k in R^{m x p} holds the
@@ -69,7 +74,7 @@ def _coding_rate(w, eps):
     w = w / jnp.maximum(jnp.linalg.norm(w, axis=-1, keepdims=True), _NORM_FLOOR)
     gram_of = "bmhp,bmhq->bhpq" if p <= tokens else "bphd,bqhd->bhpq"
     gram = jnp.einsum(gram_of, w, w, precision="highest")
-    identity = jnp.eye(gram.shape[-1], dtype=gram.dtype)
+    identity = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape)
     return jnp.sum(_log_determinant(identity + p / (tokens * eps) * gram), axis=-1) / 2
 
 
@@ -90,7 +95,7 @@ def _log_determinant(matrix):
     return jnp.sum(jax.lax.scan(eliminate, matrix, jnp.arange(matrix.shape[-1]))[1], axis=0)
 
 
-def sparsity(tokens: jax.typing.ArrayLike) -> jax.Array:
+def sparsity(tokens: Float[ArrayLike, "b tokens d"]) -> Float[Array, " b"]:
     """Fraction of exact zeros among an image's tokens after ISTA.
 
     The papers plot one minus it, the fraction of non-zeros (2306.01129). Exact zeros

@@ -14,6 +14,7 @@ from functools import cache, partial
 
 import jax
 import numpy as np
+from jaxtyping import ArrayLike, Bool, Float, Float32, Float64, Int
 from PIL import Image
 from scipy import ndimage
 from threadpoolctl import ThreadpoolController
@@ -51,17 +52,17 @@ class Masks:
             Everything else is then empty or NaN.
     """
 
-    masks: np.ndarray
-    eigenvalues: np.ndarray
-    eigenvectors: np.ndarray
-    confidence: np.ndarray
-    degenerate: np.ndarray
-    ambiguous: np.ndarray
-    tied: np.ndarray
-    tiny: np.ndarray
-    overlapping: np.ndarray
-    dense_solves: np.ndarray | int
-    invalid: np.ndarray | bool
+    masks: Bool[np.ndarray, "*b max_masks rows columns"]
+    eigenvalues: Float64[np.ndarray, "*b max_masks 2"]
+    eigenvectors: Float32[np.ndarray, "*b max_masks n"]
+    confidence: Float64[np.ndarray, "*b max_masks"]
+    degenerate: Bool[np.ndarray, "*b max_masks"]
+    ambiguous: Bool[np.ndarray, "*b max_masks"]
+    tied: Bool[np.ndarray, "*b max_masks"]
+    tiny: Bool[np.ndarray, "*b max_masks"]
+    overlapping: Bool[np.ndarray, "*b max_masks"]
+    dense_solves: Int[np.ndarray, "*b"] | np.integer | int
+    invalid: Bool[np.ndarray, "*b"] | np.bool_ | bool
 
     def __getitem__(self, index: int) -> "Masks":
         """Return image `index` of a batch."""
@@ -69,7 +70,7 @@ class Masks:
 
 
 def maskcut(
-    features,
+    features: Float[ArrayLike, "n d"],
     grid: tuple[int, int],
     tau: float = 0.15,
     max_masks: int = 3,
@@ -125,7 +126,7 @@ def maskcut(
 
 
 def maskcut_batch(
-    features,
+    features: Float[ArrayLike, "b n d"],
     grid: tuple[int, int],
     tau: float = 0.15,
     max_masks: int = 3,
@@ -187,7 +188,9 @@ def maskcut_batch(
     return _stack([r.result() for r in rounds])
 
 
-def full_resolution(masks, size: tuple[int, int], patch_size: int = 8) -> np.ndarray:
+def full_resolution(
+    masks: Bool[ArrayLike, "*m rows columns"], size: tuple[int, int], patch_size: int = 8
+) -> Bool[np.ndarray, "*m height width"]:
     """Resize grid masks to an image: nearest to the network's input, then bicubic.
 
     As published: each patch becomes patch_size x patch_size pixels (the input the network saw,
@@ -214,7 +217,9 @@ def full_resolution(masks, size: tuple[int, int], patch_size: int = 8) -> np.nda
     resized = np.zeros((len(flat), height, width), bool)
     for mask, out in zip(flat, resized, strict=True):
         pixels = mask.repeat(patch_size, axis=0).repeat(patch_size, axis=1)
-        smooth = np.asarray(Image.fromarray(pixels).resize((width, height), Image.BICUBIC))
+        smooth = np.asarray(
+            Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+        )
         out[:] = smooth > smooth.max() / 2
     return resized.reshape(*masks.shape[:-2], height, width)
 
@@ -223,11 +228,13 @@ def full_resolution(masks, size: tuple[int, int], patch_size: int = 8) -> np.nda
 class _Component:
     """What one cut proposes: the seed's component, before it is dropped or subtracted."""
 
-    mask: np.ndarray  # bool[rows, columns]
+    mask: Bool[np.ndarray, "rows columns"]
     tied: bool
 
 
-def _component(vector: np.ndarray, nodes: np.ndarray, grid: tuple[int, int]) -> _Component:
+def _component(
+    vector: Float[np.ndarray, " n"], nodes: Bool[np.ndarray, " n"], grid: tuple[int, int]
+) -> _Component:
     """Steps 4 and 5 of the method: the bipartition and the seed's connected component."""
     foreground = (vector > vector[nodes].mean()) & nodes
     corners = foreground.reshape(grid)[[0, 0, -1, -1], [0, -1, 0, -1]].sum()
@@ -314,7 +321,13 @@ class _Rounds:
         )
 
 
-def _cut_on_host(features, grid, tau, max_masks, corrected) -> Masks:
+def _cut_on_host(
+    features: Float32[np.ndarray, "n d"],
+    grid: tuple[int, int],
+    tau: float,
+    max_masks: int,
+    corrected: bool,
+) -> Masks:
     rounds = _Rounds(grid, max_masks, corrected)
     if not np.isfinite(features).all():
         rounds.void()

@@ -22,6 +22,7 @@ and where the iteration does not converge the dense solver is called and reporte
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64
 from scipy.linalg import blas, eigh
 
 EPS = 1e-5
@@ -58,8 +59,8 @@ class Cut:
         dense: True where the iteration did not converge and the dense solver was used.
     """
 
-    eigenvalues: np.ndarray
-    vector: np.ndarray
+    eigenvalues: Float64[np.ndarray, "2"]
+    vector: Float[np.ndarray, " n"]
     degenerate: bool
     dense: bool
 
@@ -69,7 +70,7 @@ class Cut:
         return float(self.eigenvalues[1] - self.eigenvalues[0])
 
 
-def unit_rows(features: np.ndarray) -> np.ndarray:
+def unit_rows(features: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
     """Scale each row of f32[n, d] to length 1; shorter than 1e-12 is divided by 1e-12.
 
     The norm is taken in float64, so that no finite float32 row overflows. Zero rows stay zero.
@@ -78,7 +79,9 @@ def unit_rows(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(norms, 1e-12).astype(np.float32)[:, None]
 
 
-def affinity(features: np.ndarray, tau: float, block: int = 256) -> np.ndarray:
+def affinity(
+    features: Float32[np.ndarray, "n d"], tau: float, block: int = 256
+) -> Float32[np.ndarray, "n n"]:
     """Return B = [cosine > tau] of f32[n, d] as float32 0/1, its upper triangle only.
 
     B is symmetric, so row block i is multiplied with the columns from i on: half the work, and
@@ -103,7 +106,12 @@ class Graph:
             to everything, each other included, with weight eps. True: they leave the graph.
     """
 
-    def __init__(self, upper: np.ndarray, painted: np.ndarray, remove: bool = False):
+    def __init__(
+        self,
+        upper: Float32[np.ndarray, "n n"],
+        painted: Bool[np.ndarray, " n"],
+        remove: bool = False,
+    ):
         self.lower = upper.T  # Fortran order: BLAS reads it without a copy
         self.edges = (~painted).astype(np.float64)
         self.nodes = self.edges if remove else np.ones_like(self.edges)
@@ -124,7 +132,7 @@ class Graph:
         """Take all further products in float64, at twice the memory traffic."""
         self.lower = self.lower.astype(np.float64)
 
-    def product(self, y: np.ndarray) -> np.ndarray:
+    def product(self, y: Float64[np.ndarray, "k n"]) -> Float64[np.ndarray, "k n"]:
         """Multiply the rows of f64[k, n] with M = D^-1/2 A D^-1/2."""
         x = y * self.scale
         return ((1 - EPS) * self._times_b(x) + EPS * x.sum(axis=1, keepdims=True)) * self.scale

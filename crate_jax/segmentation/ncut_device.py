@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, BFloat16, Bool, Float, Float32
 
 from crate_jax.segmentation.ncut import EPS, VALUE_TOLERANCE
 
@@ -34,13 +35,15 @@ class Solved(NamedTuple):
     converge (a degenerate graph included): the host has to decide.
     """
 
-    eigenvalues: jax.Array  # f32[b, 2]
-    vectors: jax.Array  # f32[b, n]
-    accurate: jax.Array  # bool[b]
+    eigenvalues: Float32[Array, "b 2"]
+    vectors: Float32[Array, "b n"]
+    accurate: Bool[Array, " b"]
 
 
 @jax.jit
-def affinity(features: jax.Array, tau: float) -> tuple[jax.Array, jax.Array]:
+def affinity(
+    features: Float[Array, "b n d"], tau: Float[ArrayLike, ""]
+) -> tuple[BFloat16[Array, "b n n"], Bool[Array, " b"]]:
     """Return B = [cosine > tau] as bfloat16[b, n, n] and which images are finite, bool[b].
 
     Cosines in float32 at the highest precision: TF32 or bfloat16 would flip edges near tau.
@@ -61,7 +64,9 @@ def affinity(features: jax.Array, tau: float) -> tuple[jax.Array, jax.Array]:
 
 
 @partial(jax.jit, static_argnames="remove")
-def solve(edges: jax.Array, painted: jax.Array, remove: bool = False) -> Solved:
+def solve(
+    edges: BFloat16[Array, "b n n"], painted: Bool[ArrayLike, "b n"], remove: bool = False
+) -> Solved:
     """Solve one cut per image: B bf16[b, n, n], painted bool[b, n]; `remove` as in `Graph`."""
     return jax.vmap(partial(_solve_one, remove=remove))(edges, jnp.asarray(painted))
 
@@ -82,7 +87,7 @@ def _solve_one(edges, painted, remove):
 
     def product(y):  # M y with M = D^-1/2 A D^-1/2
         x = scale[:, None] * y
-        return scale[:, None] * ((1 - EPS) * times_b(x) + EPS * x.sum(axis=0))
+        return scale[:, None] * ((1 - EPS) * times_b(x) + EPS * x.sum(axis=0, keepdims=True))
 
     def step(k, state):
         fresh, basis, images = state
@@ -104,7 +109,7 @@ def _solve_one(edges, painted, remove):
         theta, ritz = jnp.linalg.eigh(projected)
         theta, ritz = theta[::-1][:_BLOCK], ritz[:, ::-1][:, :_BLOCK]
         basis, images = _matmul(basis, ritz), _matmul(images, ritz)
-        residuals = images - basis * theta
+        residuals = images - basis * theta[None]
         return done + 1, residuals, basis, images, theta, jnp.linalg.norm(residuals, axis=0)
 
     def accurate(theta, residual):
@@ -154,15 +159,15 @@ def _orthonormal(block, basis):
     eigendecomposition: matrix products only, where QR would run column by column. Directions
     that the block does not really have become zero columns.
     """
-    block = block / jnp.maximum(jnp.linalg.norm(block, axis=0), 1e-30)
+    block = block / jnp.maximum(jnp.linalg.norm(block, axis=0, keepdims=True), 1e-30)
     for _ in range(2):
         block = block - _matmul(basis, _matmul(basis.T, block))
-        length = jnp.linalg.norm(block, axis=0)
+        length = jnp.linalg.norm(block, axis=0, keepdims=True)
         # What float32's rounding leaves of a vector in the span of the basis is no direction.
         block = jnp.where(length > 1e-5, block / jnp.maximum(length, 1e-30), 0)
         squared, axes = jnp.linalg.eigh(_matmul(block.T, block))
         inverse_root = jnp.where(squared > 1e-6, jax.lax.rsqrt(jnp.maximum(squared, 1e-30)), 0)
-        block = _matmul(block, axes * inverse_root)
+        block = _matmul(block, axes * inverse_root[None])
     return block
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import UInt8
 
 STANDARD_DEVIATIONS = (10, 25, 50, 75)
 """Of the first series, of 255, each on half of the pixels."""
@@ -17,8 +18,11 @@ SETTINGS = tuple(
 
 
 def add_noise(
-    image: np.ndarray, sd: float, fraction: float, seed: int | Sequence[int]
-) -> np.ndarray:
+    image: UInt8[np.ndarray, "height width channels"],
+    sd: float,
+    fraction: float,
+    seed: int | Sequence[int],
+) -> UInt8[np.ndarray, "height width channels"]:
     """Adds Gaussian noise to a random share of an image's pixels.
 
     Each chosen pixel gets an independent normal draw in each channel; the sum is rounded and

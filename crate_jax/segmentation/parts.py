@@ -7,13 +7,12 @@ arbitrary; here the loading of largest magnitude is positive, which depends on n
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from scipy import ndimage
 
 Scaling = Literal["image", "all"]
@@ -73,7 +72,9 @@ def parts(
     rows, columns = _grid(grid, patches)
     tokens = tokens.reshape(-1, channels)
     score = principal_components(tokens, 1)
-    first = _scaled(-score if flip else score, [patches] * images, scaling).reshape(images, patches)
+    first = _scaled(-score if flip else score, np.full(images, patches), scaling).reshape(
+        images, patches
+    )
     # Neighbours within an image only: the structure has no extent along the first axis.
     within = ndimage.generate_binary_structure(2, 1)[None]
     foreground = ndimage.binary_fill_holes(
@@ -140,7 +141,7 @@ def principal_components(
     return scores
 
 
-def _scaled(values: np.ndarray, lengths: Sequence[int], scaling: Scaling) -> np.ndarray:
+def _scaled(values: np.ndarray, lengths: Int[np.ndarray, " J"], scaling: Scaling) -> np.ndarray:
     """f[m, k] min-max scaled by column, over runs of rows (one an image) or over all of them."""
     if scaling == "all":
         return _min_max(values)

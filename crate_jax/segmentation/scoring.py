@@ -20,6 +20,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Float64, Integer, Shaped
 
 from crate_jax.segmentation.attention import PAPER_FRACTION, RULES, cell_of_pixel
 from crate_jax.segmentation.average_precision import coco_ap
@@ -41,10 +42,10 @@ _EXACT_PIXELS = 2**24
 
 
 def iou(
-    prediction: jax.typing.ArrayLike,
-    target: jax.typing.ArrayLike,
-    void: jax.typing.ArrayLike | None = None,
-) -> jax.Array:
+    prediction: Bool[ArrayLike, "... height width"],
+    target: Bool[ArrayLike, "... height width"],
+    void: Bool[ArrayLike, "... height width"] | None = None,
+) -> Float[Array, "..."]:
     """Intersection over union of masks at the same resolution.
 
     Args:
@@ -66,6 +67,7 @@ def iou(
             f"expected masks of one height and width; got {sorted(sizes)}. Upsample first: "
             "attention.upsample(keep, grid, (height, width))"
         )
+    prediction, target, valid = jnp.broadcast_arrays(prediction, target, valid)
     intersection = jnp.sum(prediction & target & valid, axis=(-2, -1))
     union = jnp.sum((prediction | target) & valid, axis=(-2, -1))
     return _ratio(intersection, union)
@@ -75,7 +77,9 @@ def _ratio(intersection, union) -> jax.Array:
     return jnp.where(union == 0, 1.0, intersection / jnp.maximum(union, 1)).astype(jnp.float32)
 
 
-def cell_counts(masks: jax.typing.ArrayLike, grid: tuple[int, int]) -> jax.Array:
+def cell_counts(
+    masks: Bool[ArrayLike, "*leading height width"], grid: tuple[int, int]
+) -> Float[Array, "*leading n"]:
     """How many pixels of each mask lie in each cell of a grid.
 
     The transpose of nearest upsampling: for kept patches k, |upsample(k) and mask| equals the sum
@@ -108,13 +112,13 @@ def cell_counts(masks: jax.typing.ArrayLike, grid: tuple[int, int]) -> jax.Array
 
 
 def cls_iou(
-    maps: jax.typing.ArrayLike,
-    masks: jax.typing.ArrayLike,
+    maps: Float[ArrayLike, "b heads n"],
+    masks: Bool[ArrayLike, "b height width"],
     grid: tuple[int, int],
     *,
-    void: jax.typing.ArrayLike | None = None,
+    void: Bool[ArrayLike, "b height width"] | None = None,
     fraction: float = PAPER_FRACTION,
-) -> dict[str, jax.Array]:
+) -> dict[str, Float[Array, "b heads"]]:
     """IoU of every head's thresholded [CLS] map with its image's object, by both rules.
 
     Equal to `iou(upsample(keep, grid, (height, width)), mask, void)`, without the upsampled maps.
@@ -164,8 +168,8 @@ def _cls_iou(maps, masks, valid, grid, fraction):
 
 
 def class_counts(
-    labels: np.ndarray, grid: tuple[int, int], *, void: int = 255
-) -> tuple[np.ndarray, np.ndarray]:
+    labels: Integer[ArrayLike, "height width"], grid: tuple[int, int], *, void: int = 255
+) -> tuple[Integer[np.ndarray, " k"], Float64[np.ndarray, "k n"]]:
     """How many pixels of each class of a label map lie in each cell of a grid.
 
     `cell_counts` of all classes in one pass, on the host: images of a data set differ in size.
@@ -194,13 +198,13 @@ def class_counts(
 
 
 def class_iou(
-    keep: np.ndarray,
-    labels: np.ndarray,
+    keep: Bool[ArrayLike, "*leading n"],
+    labels: Integer[ArrayLike, "height width"],
     grid: tuple[int, int],
     *,
     background: int = 0,
     void: int = 255,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Integer[np.ndarray, " k"], Float64[np.ndarray, " k *leading"]]:
     """IoU of kept patches with every semantic class of one image, at the image's own size.
 
     Args:
@@ -231,7 +235,7 @@ def class_iou(
     return present[is_object], (inside / union)[is_object]
 
 
-def centre_box(size: tuple[int, int], side: float = 0.5) -> np.ndarray:
+def centre_box(size: tuple[int, int], side: float = 0.5) -> Bool[np.ndarray, "height width"]:
     """A centred rectangle: the guess that photographers put objects in the middle.
 
     Args:
@@ -254,11 +258,11 @@ def centre_box(size: tuple[int, int], side: float = 0.5) -> np.ndarray:
 
 
 def baselines(
-    masks: jax.typing.ArrayLike,
-    void: jax.typing.ArrayLike | None = None,
+    masks: Bool[ArrayLike, "b height width"],
+    void: Bool[ArrayLike, "b height width"] | None = None,
     *,
     side: float = 0.5,
-) -> dict[str, jax.Array]:
+) -> dict[str, Float[Array, " b"]]:
     """What predicting without looking scores on each image.
 
     Args:
@@ -278,12 +282,12 @@ def baselines(
 
 
 def bootstrap_interval(
-    values: jax.typing.ArrayLike,
+    values: Shaped[ArrayLike, "*leading images"],
     *,
     seed: int = 0,
     samples: int = 10_000,
     level: float = 0.95,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Float64[np.ndarray, "*leading"], Float64[np.ndarray, "*leading"]]:
     """Percentile bootstrap interval of a mean over images.
 
     Images are drawn with replacement, `samples` times, and the mean is taken of each draw; the

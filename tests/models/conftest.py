@@ -61,6 +61,11 @@ def jitted(definition, params, images, capture, kwargs):
     return base.merge(definition, params)(images, capture=capture, **kwargs)
 
 
+@pytest.fixture(autouse=True)
+def _strict(strict_promotion):
+    pass
+
+
 @pytest.fixture(scope="package")
 def reference():
     return functools.cache(Case)

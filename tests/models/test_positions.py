@@ -1,6 +1,7 @@
 """Positions at other sizes, against OpenCV's bicubic (Keys, a = -0.75, too) and the reference."""
 
 import cv2
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -34,7 +35,7 @@ def test_dino_rule_is_dinos(reference, error):
 
 
 def test_equal_size_is_the_identity_but_in_the_notebook():
-    positions = table(4, 4)
+    positions = jnp.asarray(table(4, 4))
     for rule in ("size", "dino"):
         assert resize_positions(positions, (4, 4), (4, 4), rule) is positions
     resampled = resize_positions(positions, (4, 4), (4, 4), "notebook")
@@ -48,6 +49,7 @@ def test_notebook_lays_the_width_on_the_first_axis():
     np.testing.assert_array_equal(notebook, dino)
 
 
+@pytest.mark.usefixtures("types_unchecked")
 def test_unknown_rule():
     with pytest.raises(ValueError, match="expected one of size, dino, notebook"):
         resize_positions(table(2, 2), (2, 2), (3, 3), "bilinear")

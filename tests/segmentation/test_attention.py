@@ -71,14 +71,14 @@ def test_mass_rule_is_dinos_procedure(fraction):
 
 def test_mass_rule_by_hand():
     #         ascending .05 .1 .15 .3 .4; summed .05 .15 .30 .60 1.0; above .4 are the last two
-    maps = [0.3, 0.05, 0.4, 0.1, 0.15]
+    maps = np.array([0.3, 0.05, 0.4, 0.1, 0.15])
     assert attention.keep_mass(maps, 0.6).tolist() == [True, False, True, False, False]
     # One more patch is needed once the two largest hold less than asked for.
     assert attention.keep_mass(maps, 0.71).tolist() == [True, False, True, False, True]
 
 
 def test_area_rule_by_hand():
-    maps = [0.3, 0.05, 0.4, 0.1, 0.15]
+    maps = np.array([0.3, 0.05, 0.4, 0.1, 0.15])
     assert attention.keep_area(maps, 0.6).tolist() == [True, False, True, False, True]
     assert attention.keep_area(maps, 0.2).tolist() == [False, False, True, False, False]
 
@@ -162,6 +162,7 @@ def test_bilinear_upsampling_interpolates_between_cell_centres():
     np.testing.assert_allclose(up[0], [0, 0.25, 0.75, 1], atol=1e-6)
 
 
+@pytest.mark.usefixtures("types_unchecked")
 def test_errors_say_what_is_expected():
     good = np.zeros((1, 5, 2, 4), np.float32)
     with pytest.raises(ValueError, match=r"out\['query'\]\[layer\]"):

@@ -96,6 +96,7 @@ def test_holes_are_filled_and_changed_masks_dropped():
     assert not refined[1:].any()
 
 
+@pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
     ("image", "masks", "message"),
     [

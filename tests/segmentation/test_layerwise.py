@@ -91,6 +91,7 @@ def test_half_precision_and_jit_give_the_same():
     np.testing.assert_allclose(jitted, layerwise.coding_rate(np.asarray(w, np.float32)), rtol=1e-5)
 
 
+@pytest.mark.usefixtures("types_unchecked")
 def test_errors_say_what_is_expected():
     with pytest.raises(ValueError, match=r"out\['query'\]\[layer\]"):
         layerwise.coding_rate(np.zeros((2, 1, 5, 2, 4)))

@@ -137,6 +137,7 @@ def test_not_finite(bad):
         np.testing.assert_array_equal(batch.masks[1], expected.masks)
 
 
+@pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
     ("features", "grid", "options", "message"),
     [

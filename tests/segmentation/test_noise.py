@@ -50,6 +50,7 @@ def test_a_seed_fixes_pixels_and_draws(grey):
     assert (grey == 128).all()
 
 
+@pytest.mark.usefixtures("types_unchecked")
 def test_no_noise_and_errors(grey):
     np.testing.assert_array_equal(noise.add_noise(grey, 0, 1, seed=0), grey)
     np.testing.assert_array_equal(noise.add_noise(grey, 75, 0, seed=0), grey)

@@ -116,6 +116,7 @@ def test_holes_are_filled_within_an_image():
         )
 
 
+@pytest.mark.usefixtures("types_unchecked")
 def test_a_grid_that_is_not_given_is_a_square():
     tokens = np.random.default_rng(0).normal(size=(2, 9, 4))
     np.testing.assert_array_equal(parts(tokens).rgb, parts(tokens, (3, 3)).rgb)
@@ -151,6 +152,7 @@ def test_nothing_to_separate():
     assert not rgb.any()
 
 
+@pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
     ("features", "message"),
     [

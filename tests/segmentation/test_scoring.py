@@ -171,11 +171,11 @@ def test_bootstrap_interval_is_deterministic_and_handles_the_edges():
     values = np.random.default_rng(1).random(20)
     assert scoring.bootstrap_interval(values) == scoring.bootstrap_interval(values)
     assert scoring.bootstrap_interval(values) != scoring.bootstrap_interval(values, seed=1)
-    assert scoring.bootstrap_interval([0.25]) == (0.25, 0.25)
+    assert scoring.bootstrap_interval(np.array([0.25])) == (0.25, 0.25)
     both = scoring.bootstrap_interval(np.array([[1.0, np.nan], [1.0, 1.0]]))
     np.testing.assert_array_equal(both, [[np.nan, 1], [np.nan, 1]])
     with pytest.raises(ValueError, match="at least one image"):
-        scoring.bootstrap_interval([])
+        scoring.bootstrap_interval(np.array([]))
 
 
 # -- COCO average precision -------------------------------------------------------------------
@@ -344,6 +344,7 @@ def test_coco_ap_takes_polygons_and_plain_run_lengths_of_predictions():
         assert scores["mask/AP"] == scores["box/AP"] == pytest.approx(1)
 
 
+@pytest.mark.usefixtures("types_unchecked")
 def test_errors_say_what_is_expected():
     with pytest.raises(ValueError, match="one height and width"):
         scoring.iou(np.ones((2, 2), bool), np.ones((4, 4), bool))
