@@ -88,6 +88,8 @@ def test_the_package_lists_its_commands():
 def test_main_says_what_is_wrong_in_one_line(tmp_path):
     for arguments, said in (
         (["--workdir=x"], "expected --config, got none"),
+        (["--config=configs/scenes_tiny.py", "--workdir="], "expected --workdir, got none"),
+        (["--config=configs/scenes_tiny.py", "--workdir=x", "y"], "expected only flags, got y"),
         (["--config=nope.py", "--workdir=x"], "found none at 'nope.py'; the package has configs/"),
         (["--confg=x", "--workdir=x"], "Did you mean: config"),
     ):

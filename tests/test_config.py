@@ -130,6 +130,7 @@ def test_unknown_keys_name_the_nearest_all_at_once():
         ),
         ({"model.image_size": "big"}, "model.image_size: expected 2 numbers such as (224, 224)"),
         ({"model.mean": 1}, "model.mean: expected 3 numbers such as (0.485, 0.456, 0.406), got 1"),
+        ({"model.head_dim": 0}, "config: model.head_dim: expected a whole number of at least 1"),
         ({"model.heads": 5}, "config: model.heads: expected a divisor of dim 768, got 5"),
     ],
 )
@@ -137,6 +138,23 @@ def test_wrong_values_are_named(changes, message):
     with pytest.raises(ValueError) as error:
         resolved(changes)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("crate-alpha-testing", "overcomplete", 0),
+        ("crate-mae-testing", "decoder_depth", 0),
+        ("crate-mae-testing", "mask_ratio", 1.0),
+        ("vit-testing", "mlp_ratio", -1.0),
+        ("vit-testing", "mlp_ratio", 0.0),
+    ],
+)
+def test_what_a_network_cannot_be_is_said_before_it_is_built(name, field, value):
+    section = configuration.model(name)
+    section[field] = value
+    with pytest.raises(ValueError, match=f"^config: model.{field}: expected [^\\n]*got {value}"):
+        resolved({"model": section})
 
 
 def test_numbers_out_of_range_are_named_all_at_once():
