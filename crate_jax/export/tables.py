@@ -38,21 +38,21 @@ _BASELINES = {
 }
 # Kind and head of the columns; differences have a sign.
 _COLUMNS = {
-    "best head": ("", "best"),
-    "another image": ("_other", "best"),
+    "best": ("", "best"),
+    "other": ("_other", "best"),
     "own − other": ("_own_minus_other", "best"),
-    "random weights": ("_random", "best"),
+    "random": ("_random", "best"),
     "trained − random": ("_gain", "best"),
-    "mean head": ("", "mean"),
-    "fixed head": ("", "fixed"),
+    "mean": ("", "mean"),
+    "fixed": ("", "fixed"),
 }
 _SIGNED = ("_own_minus_other", "_gain")
 LAYERS_NOTE = (
-    "Means over images, with 95 % bootstrap intervals over images; layers count from 1. Best head: "
-    "chosen anew for every object with the truth at hand, so it grows with the number of heads. "
-    "Another image: the same maps against the next image's objects, a prior on place. Random "
-    "weights: the same network, untrained. Fixed head: one for all images, chosen on the other "
-    "half of them."
+    "Means over images, with 95 % bootstrap intervals over images; layers count from 1. Best: the "
+    "best head, chosen anew for every object with the truth at hand, so it grows with the number "
+    "of heads. Other: the same maps against the next image's objects, a prior on place. Random: "
+    "the same network with random weights. Mean: over the heads. Fixed: one head for all images, "
+    "chosen on the other half of them."
 )
 _NOTES = {
     "cls_iou/mass": "Of the patches that hold {keep:g} % of a head's attention.",
@@ -143,7 +143,7 @@ def cell(estimate: Estimate | None, *, percent: bool = False, **shown: bool) -> 
         f"{100 * x:{sign}.1f}" if percent else f"{x:{sign}.3f}"
         for x in (estimate.low, estimate.value, estimate.high)
     )
-    interval = f"{low}–{high}" if not sign else f"{low} to {high}"
+    interval = f"{low}, {high}" if sign else f"{low}–{high}"
     return Cell(value, interval if math.isfinite(estimate.low) else "", **shown)
 
 

@@ -32,12 +32,12 @@ def test_columns_are_what_was_measured_and_the_highest_is_marked():
         }
     )
     table = tables.layer_table(estimates, "cls_iou/mass", 0.3)
-    assert table.columns == ["layer", "best head", "own − other", "random weights", "mean head"]
+    assert table.columns == ["layer", "best", "own − other", "random", "mean"]
     assert texts(table) == [
         ["1", "0.200", "–", "0.800", "0.400"],
         ["2", "0.500", "-0.010", "–", "0.100"],
     ]
-    assert table.rows[1][2].interval == "-0.020 to +0.005"
+    assert table.rows[1][2].interval == "-0.020, +0.005"
     best = [[cell.best for cell in row] for row in table.rows]
     assert best == [[False, False, False, False, True], [False, True, True, False, False]]
     assert table.footer == [("the whole image", Cell("0.250"))]
@@ -86,7 +86,7 @@ def test_cells():
 
 def test_drawn_in_the_terminal_and_on_a_page(capsys):
     rows = [
-        [Cell("1"), Cell("0.5", "0.4–0.6", best=True), Cell("+0.1", "+0.0 to +0.2", signed=True)],
+        [Cell("1"), Cell("0.5", "0.4–0.6", best=True), Cell("+0.1", "+0.0, +0.2", signed=True)],
         [Cell("<b>"), Cell("[red]", control=True), Cell("–")],
     ]
     table = tables.Table(
@@ -94,7 +94,7 @@ def test_drawn_in_the_terminal_and_on_a_page(capsys):
     )
     tables.print_tables([table])
     shown = capsys.readouterr().out
-    for text in ("A title", "layer", "+0.1 [+0.0 to +0.2]", "[red]", "box 0.2"):
+    for text in ("A title", "layer", "+0.1 [+0.0, +0.2]", "[red]", "box 0.2"):
         assert text in shown
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("crate_jax.export"), autoescape=True

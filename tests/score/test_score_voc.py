@@ -124,7 +124,7 @@ def test_values_counted_by_hand(tiny, voc, seeing, tmp_path, capsys):
         assert result["settings"][name] == value
     assert "0.781" in capsys.readouterr().out  # area, best head, in the table
     page = (out / "index.html").read_text()
-    for text in ("0.781", "AUROC", "pointing", "own − other", "another image"):
+    for text in ("0.781", "AUROC", "pointing", "own − other", "next image&#39;s objects"):
         assert text in page
 
 
