@@ -91,7 +91,7 @@ def convert(source: str, target: str, **declared) -> str:
     else:
         checkpoints.save(checkpoint, target)
         count = sum(x.size for x in checkpoint.params.values())
-        naming = checkpoints.naming_of(config, target)
+        naming = checkpoints.layout_of(config, target).naming
         names = "the authors' JAX names" if naming == "flax" else "the authors' PyTorch names"
         lines.append(f"{target}: written, {count:,} parameters in {names}")
         if naming == "pytorch" and getattr(config, "head_epsilon", 1e-5) != 1e-5:

@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 
 from crate_jax import _version
-from crate_jax.convert import declare, formats, identify, names, run_directory, weights
+from crate_jax.convert import (
+    declare,
+    formats,
+    identify,
+    layouts,
+    names,
+    run_directory,
+    weights,
+)
+from crate_jax.convert.layouts import Layout
 from crate_jax.convert.text import listed
 from crate_jax.models import base
 from crate_jax.models.base import ImageModelConfig, Transformer
@@ -91,11 +100,11 @@ def _of_found(found: identify.Found, options: dict, declared: dict) -> Checkpoin
         told, warnings = _vit_pool(found, told, declared)
     settled = _settle(found, told, declared, options)
     file_config = _at_files_size(settled)
-    weights.check(found.state, file_config, found.naming)
-    unused = weights.UNUSED.get(found.family, ())
-    wanted = {*weights.expected(file_config, found.naming), *unused} & set(found.state)
+    weights.check(found.state, file_config, found.layout)
+    unused = found.layout.unused
+    wanted = {*weights.expected(file_config, found.layout), *unused} & set(found.state)
     state = {name: formats.to_array(name, found.state[name]) for name in sorted(wanted)}
-    params = weights.to_params(state, file_config, found.naming)
+    params = weights.to_params(state, file_config, found.layout)
     carried = {name: state[name] for name in unused if name in state}
     notes = []
     if settled.resized_from:
@@ -162,12 +171,8 @@ def _resized(positions: np.ndarray, settled: declare.Declared) -> np.ndarray:
 
 
 def _drop_head_tensors(found: identify.Found) -> None:
-    heads = {
-        "crate": ("mlp_head.", "head."),
-        "crate_alpha": ("mlp_head.", "head/", "encoder_norm/"),
-        "vit": ("head.",),
-    }.get(found.family, ())
-    found.state = {k: v for k, v in found.state.items() if not k.startswith(heads or "\0")}
+    if heads := found.layout.head:
+        found.state = {k: v for k, v in found.state.items() if not k.startswith(heads)}
     if found.file.declaration:
         found.file.declaration["config"].update(classes=0)
 
@@ -272,13 +277,12 @@ def save(
     else:
         config, source = model.config, "memory"
         params = {p: np.asarray(x) for p, x in names.flatten(base.split(model)[1])}
-    naming = naming_of(config, path)
-    state = weights.to_state(params, config, naming, unused)
+    state = weights.to_state(params, config, layout_of(config, path), unused)
     declaration = {"config": config.to_dict(), "version": _version.__version__, "source": source}
     formats.write(path, state, declaration if declared else None)
 
 
-def naming_of(config: ImageModelConfig, path: str | os.PathLike) -> str:
-    """The naming that a target gets: the authors' JAX names for CRATE-alpha's `.npz`."""
+def layout_of(config: ImageModelConfig, path: str | os.PathLike) -> Layout:
+    """The layout that a target gets: the authors' JAX one for CRATE-alpha's `.npz`."""
     flax = formats.suffix(path) == ".npz" and config.family == "crate_alpha"
-    return "flax" if flax else "pytorch"
+    return layouts.of(config.family, "flax" if flax else "pytorch")

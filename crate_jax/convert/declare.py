@@ -179,7 +179,7 @@ def misfits(found: Found, told: Mapping[str, Any]) -> list[str]:
         config = declare(undeclared, told, stand_in).config
     except ValueError as error:
         return [line.strip() for line in str(error).splitlines()[1:]]
-    return weights.misfits(found.state, config, found.naming)
+    return weights.misfits(found.state, config, found.layout)
 
 
 def plain(name: str, value: Any) -> Any:

@@ -29,7 +29,7 @@ def inspect(path: str | os.PathLike) -> str:
         return _table(lines)
     lines += [
         ("family", found.family),
-        ("names", "the authors' JAX code" if found.naming == "flax" else "PyTorch"),
+        ("names", "the authors' JAX code" if found.layout.naming == "flax" else "PyTorch"),
         ("entry", found.entry or "(top level)"),
         ("prefixes", " ".join(found.prefixes) or "none"),
         ("extra entries", listed(found.extra) or "none"),

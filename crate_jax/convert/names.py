@@ -1,14 +1,14 @@
-"""Tensor names: the authors' on one side, ours on the other, one table per family.
+"""Tensor names: the authors' on one side, ours on the other, a table for each layout.
 
 A row says what a tensor is called in a file, where it is in our parameters ("/" separates levels,
-`{i}` counts layers) and how its layout differs. Every layout is an exact permutation of numbers, so
+`{i}` counts layers) and how it is transformed. A transform is an exact permutation of numbers, so
 whatever goes in comes out bit for bit. Which rows apply is decided by the network itself: those
 whose parameter it has.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -16,49 +16,51 @@ from crate_jax.models.base import ImageModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class Transform:
     """How a tensor of a file is laid out: `ours(theirs, config)` and back."""
 
     ours: Callable[[np.ndarray, ImageModelConfig], np.ndarray]
     theirs: Callable[[np.ndarray, ImageModelConfig], np.ndarray]
 
 
-SAME = Layout(lambda x, c: x, lambda x, c: x)
+SAME = Transform(lambda x, c: x, lambda x, c: x)
 # torch.nn.Linear keeps (out, in).
-LINEAR = Layout(lambda x, c: x.T, lambda x, c: x.T)
+LINEAR = Transform(lambda x, c: x.T, lambda x, c: x.T)
 # torch.nn.Conv2d over patches: (d, channel, row, column); ours (row column channel, d).
-CONV = Layout(
+CONV = Transform(
     lambda x, c: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
     lambda x, c: x.reshape(c.patch_size, c.patch_size, 3, -1).transpose(3, 2, 0, 1),
 )
 # flax: a convolution over patches, and maps to and from (heads, d_head).
-FLAX_CONV = Layout(
+FLAX_CONV = Transform(
     lambda x, c: x.reshape(-1, x.shape[-1]),
     lambda x, c: x.reshape(c.patch_size, c.patch_size, 3, -1),
 )
-TO_HEADS = Layout(
+TO_HEADS = Transform(
     lambda x, c: x.reshape(x.shape[0], -1), lambda x, c: x.reshape(x.shape[0], c.heads, -1)
 )
-FROM_HEADS = Layout(
+FROM_HEADS = Transform(
     lambda x, c: x.reshape(-1, x.shape[-1]), lambda x, c: x.reshape(c.heads, -1, x.shape[-1])
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One tensor: its name in the file, its path in our parameters, its layout."""
+    """One tensor: its name in the file, its path in our parameters, its transform."""
 
     theirs: str
     ours: str
-    layout: Layout = SAME
+    transform: Transform = SAME
 
 
 def _norm(theirs: str, ours: str) -> tuple[Row, ...]:
     return Row(f"{theirs}.weight", f"{ours}/scale"), Row(f"{theirs}.bias", f"{ours}/bias")
 
 
-def _dense(theirs: str, ours: str, layout: Layout = LINEAR) -> tuple[Row, ...]:
-    return Row(f"{theirs}.weight", f"{ours}/kernel", layout), Row(f"{theirs}.bias", f"{ours}/bias")
+def _dense(theirs: str, ours: str, transform: Transform = LINEAR) -> tuple[Row, ...]:
+    return Row(f"{theirs}.weight", f"{ours}/kernel", transform), Row(
+        f"{theirs}.bias", f"{ours}/bias"
+    )
 
 
 def _crate_layer(theirs: str, ours: str) -> tuple[Row, ...]:
@@ -165,46 +167,34 @@ VIT_NORM = _norm("norm", "norm")  # DINO's and timm's
 VIT_MEAN_NORM = _norm("fc_norm", "norm")  # timm's, where tokens are averaged first
 
 
-def rows(config: ImageModelConfig, naming: str) -> tuple[Row, ...]:
-    """The table of a network in one of the namings, `"pytorch"` or `"flax"`."""
-    if naming == "flax":
-        return CRATE_ALPHA_FLAX
-    if config.family == "crate":
-        return CRATE + (CRATE_DEMO_HEAD if config.head_hidden else CRATE_HEAD)
-    if config.family == "vit":
-        after_pool = config.pool == "mean" and not config.norm_before_pool
-        return VIT + (VIT_MEAN_NORM if after_pool else VIT_NORM)
-    return {"crate_alpha": CRATE_ALPHA, "crate_mae": CRATE_MAE}[config.family]
-
-
 @dataclasses.dataclass(frozen=True)
 class Tensor:
     """A tensor that a file of this network must hold: where it goes and its shape there."""
 
     ours: str
-    layout: Layout
+    transform: Transform
     shape: tuple[int, ...]
 
 
 def expected(
-    config: ImageModelConfig, naming: str, shapes: Mapping[str, tuple[int, ...]]
+    rows: Iterable[Row], config: ImageModelConfig, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Tensor]:
     """Every tensor of a file, by its name there.
 
     Args:
+        rows: the table of its layout.
         config: the network's.
-        naming: `"pytorch"` or `"flax"`.
         shapes: our parameters' shapes by path.
     """
     found = {}
-    for row in rows(config, naming):
+    for row in rows:
         for i in itertools.count():
             path = row.ours.format(i=i)
             if path in shapes:
-                # No memory: an array of stride 0 only carries the shape through the layout.
+                # No memory: an array of stride 0 only carries the shape through the transform.
                 template = np.broadcast_to(np.zeros((), np.int8), shapes[path])
-                shape = row.layout.theirs(template, config).shape
-                found[row.theirs.format(i=i)] = Tensor(path, row.layout, shape)
+                shape = row.transform.theirs(template, config).shape
+                found[row.theirs.format(i=i)] = Tensor(path, row.transform, shape)
             if path not in shapes or path == row.ours:
                 break
     uncovered = set(shapes) - {tensor.ours for tensor in found.values()}

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from crate_jax.convert import names
+from crate_jax.convert.layouts import Layout
 from crate_jax.convert.text import listed
 from crate_jax.models import base, variants
 from crate_jax.models.base import ImageModelConfig, Transformer
 from crate_jax.models.positions import sincos_positions
 
-# In the authors' CRATE-MAE class but used by nothing; `strict=True` wants them all the same.
-UNUSED = {"crate_mae": ("pos_embed", "decoder_embed.weight", "decoder_embed.bias")}
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -25,10 +24,10 @@ def shapes(config: ImageModelConfig) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in names.flatten(params)}
 
 
-def misfits(state: Mapping[str, Any], config: ImageModelConfig, naming: str) -> list[str]:
+def misfits(state: Mapping[str, Any], config: ImageModelConfig, layout: Layout) -> list[str]:
     """What keeps tensors (of any kind) from being this network's: a line for each kind."""
-    wanted = expected(config, naming)
-    unused = UNUSED.get(config.family, ())
+    wanted = expected(config, layout)
+    unused = layout.unused
     there = {name: tensor for name, tensor in wanted.items() if name in state}
     kinds = {
         "missing": [name for name in wanted if name not in state],
@@ -47,18 +46,18 @@ def misfits(state: Mapping[str, Any], config: ImageModelConfig, naming: str) -> 
     return [f"{len(found)} {kind}: {listed(found)}" for kind, found in kinds.items() if found]
 
 
-def expected(config: ImageModelConfig, naming: str) -> dict[str, names.Tensor]:
+def expected(config: ImageModelConfig, layout: Layout) -> dict[str, names.Tensor]:
     """Every tensor of a file of this network, by its name there."""
-    return names.expected(config, naming, shapes(config))
+    return names.expected(layout.rows(config), config, shapes(config))
 
 
-def check(state: Mapping[str, Any], config: ImageModelConfig, naming: str) -> None:
+def check(state: Mapping[str, Any], config: ImageModelConfig, layout: Layout) -> None:
     """Whether tensors, of which only shapes and types are looked at, are this network's.
 
     Raises:
         ValueError: names every missing, unexpected, misshaped and non-floating tensor at once.
     """
-    if problems := misfits(state, config, naming):
+    if problems := misfits(state, config, layout):
         head = any("head" in problem for problem in problems)
         raise ValueError(
             f"tensors do not fit {describe(config)}:\n  "
@@ -69,17 +68,17 @@ def check(state: Mapping[str, Any], config: ImageModelConfig, naming: str) -> No
 
 
 def to_params(
-    state: Mapping[str, np.ndarray], config: ImageModelConfig, naming: str
+    state: Mapping[str, np.ndarray], config: ImageModelConfig, layout: Layout
 ) -> dict[str, np.ndarray]:
     """A file's tensors that were checked, by their name there, as our parameters by path."""
-    wanted = expected(config, naming)
-    return {t.ours: t.layout.ours(state[name], config) for name, t in wanted.items()}
+    wanted = expected(config, layout)
+    return {t.ours: t.transform.ours(state[name], config) for name, t in wanted.items()}
 
 
 def to_state(
     params: Mapping[str, np.ndarray],
     config: ImageModelConfig,
-    naming: str,
+    layout: Layout,
     unused: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """The reverse of `to_params`, contiguous.
@@ -87,13 +86,15 @@ def to_state(
     Args:
         params: our parameters by path.
         config: the network's.
-        naming: `"pytorch"` or `"flax"`.
+        layout: of the file.
         unused: tensors that the file the weights came from had and nothing uses. Where CRATE-MAE's
             are absent, its fixed positions and zeros stand in, since `strict=True` wants them.
     """
-    wanted = names.expected(config, naming, {path: x.shape for path, x in params.items()})
+    wanted = names.expected(
+        layout.rows(config), config, {path: x.shape for path, x in params.items()}
+    )
     state = {
-        name: np.ascontiguousarray(tensor.layout.theirs(np.asarray(params[tensor.ours]), config))
+        name: np.ascontiguousarray(tensor.transform.theirs(np.asarray(params[tensor.ours]), config))
         for name, tensor in wanted.items()
     }
     if config.family == "crate_mae":

@@ -1,0 +1,159 @@
+"""What the shapes of a state dict tell of a network: a function for each layout.
+
+Each returns fields of the config, and "patches", the number of positions; "inner", the width of all
+heads; "output_map", where it matters; "not_heads", a number of heads that the shapes exclude.
+`heads` is among them only where the shapes do tell: without an output map there is one head, and
+flax keeps heads as an axis. A missing or strange tensor that tells a size is a ValueError.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+
+class Shapes:
+    """The shapes in a state dict, asked for by name."""
+
+    def __init__(self, state: Mapping[str, Any]):
+        self.state = state
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.state
+
+    def __getitem__(self, name: str) -> tuple[int, ...]:
+        if name not in self.state:
+            raise ValueError(f"{name} is missing, without which the network's size is not known")
+        return tuple(self.state[name].shape)
+
+    def axis(self, name: str, axis: int, dimensions: int) -> int:
+        """One length of a tensor that has to have so many dimensions."""
+        shape = self[name]
+        if len(shape) != dimensions:
+            raise ValueError(f"{name}: expected {dimensions} dimensions, got shape {shape}")
+        return shape[axis]
+
+    def depth(self, pattern: str) -> int:
+        """One more than the highest layer number."""
+        found = [int(m[1]) for name in self.state if (m := re.match(pattern, name))]
+        highest = max(found, default=-1)
+        if highest >= len(self.state):
+            raise ValueError(f"layers: a number {highest} among {len(self.state)} tensors")
+        return highest + 1
+
+
+def _patch(pixels: int, name: str) -> int:
+    patch = math.isqrt(max(pixels, 0) // 3)
+    if 3 * patch**2 != pixels or not patch:
+        raise ValueError(f"{name}: expected patches of 3 p^2 numbers, got {pixels}")
+    return patch
+
+
+def _conv_patch(s: Shapes, name: str) -> int:
+    channels, rows, columns = (s.axis(name, axis, 4) for axis in (1, 2, 3))
+    if channels != 3 or rows != columns:
+        raise ValueError(f"{name}: expected 3 channels and square patches, got shape {s[name]}")
+    return rows
+
+
+def _mssa(s: Shapes, layer: str) -> dict[str, Any]:
+    """Attention of a PyTorch CRATE layer: tied or not, the inner width, perhaps the heads."""
+    rows, dim = (s.axis(f"{layer}.fn.qkv.weight", axis, 2) for axis in (0, 1))
+    output = f"{layer}.fn.to_out.0.weight"
+    inner = s.axis(output, 1, 2) if output in s else dim
+    told: dict[str, Any] = {"inner": inner, "dim": dim, "output_map": output in s}
+    if rows == 3 * inner:
+        told["attention"] = "mhsa"
+    if output not in s:
+        told["heads"] = 1
+    elif inner == dim and "attention" not in told:
+        told["not_heads"] = 1  # that would have no output map
+    return told
+
+
+def crate(s: Shapes) -> dict[str, Any]:
+    """CRATE, its ablations and the demo model."""
+    told = _mssa(s, "transformer.layers.0.0")
+    told |= {
+        "patch_size": _patch(
+            s.axis("to_patch_embedding.2.weight", 1, 2), "to_patch_embedding.2.weight"
+        ),
+        "depth": s.depth(r"transformer\.layers\.(\d+)\."),
+        "patches": s.axis("pos_embedding", 1, 3) - 1,
+    }
+    told.setdefault("attention", "mssa")
+    if "transformer.layers.0.1.fn.net.0.weight" in s:
+        told["nonlinearity"] = "mlp"
+    if "head.weight" in s:
+        told["classes"] = s.axis("head.weight", 0, 2)
+        told["head_hidden"] = s.axis("mlp_head.1.weight", 0, 2)
+    else:
+        told["classes"] = s.axis("mlp_head.1.weight", 0, 2) if "mlp_head.1.weight" in s else 0
+    return told
+
+
+def crate_alpha(s: Shapes) -> dict[str, Any]:
+    """CRATE-alpha of the PyTorch class."""
+    dim = s.axis("cls_token", 2, 3)
+    told = _mssa(s, "transformer.layers.0.0")
+    told.pop("not_heads", None)  # the authors' JAX class has the map then too
+    return {
+        **told,
+        "patch_size": _conv_patch(s, "conv1.weight"),
+        "depth": s.depth(r"transformer\.layers\.(\d+)\."),
+        "patches": s.axis("pos_embedding", 1, 3) - 1,
+        "overcomplete": s.axis("transformer.layers.0.1.fn.D", 1, 2) // dim,
+        "classes": s.axis("mlp_head.1.weight", 0, 2) if "mlp_head.1.weight" in s else 0,
+    }
+
+
+def crate_alpha_flax(s: Shapes) -> dict[str, Any]:
+    """CRATE-alpha of the JAX class."""
+    block = "Transformer/encoderblock_0"
+    projection = f"{block}/MultiHeadDotProductSubspaceAttention_0/proj/kernel"
+    dim, heads, head_dim = (s.axis(projection, axis, 3) for axis in range(3))
+    return {
+        "dim": dim,
+        "heads": heads,
+        "inner": heads * head_dim,
+        "output_map": True,
+        "patch_size": s.axis("embedding/kernel", 0, 4),
+        "depth": s.depth(r"Transformer/encoderblock_(\d+)/"),
+        "patches": s.axis("pos_embedding", 1, 3) - 1,
+        "overcomplete": s.axis(f"{block}/OvercompleteISTABlock_0/D", 1, 2) // dim,
+        "classes": s.axis("head/kernel", 1, 2) if "head/kernel" in s else 0,
+        "head_epsilon": 1e-6,  # flax's default, which the JAX code leaves
+    }
+
+
+def crate_mae(s: Shapes) -> dict[str, Any]:
+    """CRATE-MAE."""
+    return {
+        **_mssa(s, "blocks.0.layers.0.0"),
+        "patch_size": _conv_patch(s, "patch_embed.proj.weight"),
+        "depth": s.depth(r"blocks\.(\d+)\."),
+        "decoder_depth": s.depth(r"decoder_blocks\.(\d+)\."),
+        "patches": s.axis("decoder_pos_embed", 1, 3) - 1,
+        "classes": 0,
+    }
+
+
+def vit(s: Shapes) -> dict[str, Any]:
+    """A ViT in DINO's or timm's names."""
+    dim = s.axis("cls_token", 2, 3)
+    hidden = s.axis("blocks.0.mlp.fc1.weight", 0, 2)
+    ratio = hidden / dim
+    if int(dim * ratio) < hidden:  # the config multiplies back, and rounds down
+        ratio = math.nextafter(ratio, math.inf)
+    return {
+        "dim": dim,
+        "inner": s.axis("blocks.0.attn.proj.weight", 1, 2),
+        "patch_size": _conv_patch(s, "patch_embed.proj.weight"),
+        "depth": s.depth(r"blocks\.(\d+)\."),
+        "patches": s.axis("pos_embed", 1, 3) - 1,
+        "mlp_ratio": ratio,
+        "classes": s.axis("head.weight", 0, 2) if "head.weight" in s else 0,
+        # timm names its last norm after what it does.
+        **({"pool": "mean"} if "fc_norm.weight" in s else {}),
+        **({"norm_before_pool": False} if "fc_norm.weight" in s else {}),
+    }
