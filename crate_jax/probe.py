@@ -7,29 +7,42 @@
 
 The config says which data, by its section `data`; the network is the checkpoint's, at the config's
 image size. Features are `out["features"]`, what stands before the head: [CLS] or the mean token.
-Both splits are seen as in evaluation, without augmentation. A PyTorch file of which more than the
-heads must be declared is converted first (`python -m crate_jax.convert`).
+Both splits are seen as in evaluation, without augmentation. --heads, --mean and the like declare
+what a PyTorch file does not tell, as for `python -m crate_jax.convert`.
 """
 
+import argparse
 import functools
 import json
 import sys
+from typing import Any
 
 from absl import app, flags
 
 from crate_jax import command_line, keys
 from crate_jax import main as training
+from crate_jax.convert import arguments
 
 # `--config` is crate_jax.main's.
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's directory or a checkpoint file.")
-_HEADS = flags.DEFINE_integer("heads", None, "Heads of the network, where a file does not tell.")
 _OUT = flags.DEFINE_string("out", None, "A JSON file for the scores.")
 _METAVARS = {
     "config": command_line.CONFIG,
     "checkpoint": command_line.CHECKPOINT,
-    "heads": "N",
     "out": "FILE",
 }
+_DECLARATIONS = argparse.ArgumentParser("python -m crate_jax.probe", add_help=False)
+arguments.add_declarations(_DECLARATIONS.add_argument)
+_DECLARED = [action for action in _DECLARATIONS._actions if action.dest != "image_size"]
+for _action in _DECLARED:  # the size is the config's
+    flags.DEFINE_string(_action.dest, None, _action.help)
+    _METAVARS[_action.dest] = _action.metavar or "NAME"
+
+
+def _declared() -> dict[str, Any]:
+    given = {action.dest: flags.FLAGS[action.dest].value for action in _DECLARED}
+    argv = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value]
+    return arguments.declared(_DECLARATIONS.parse_args(argv))
 
 
 def main(argv: list[str]) -> int:
@@ -41,10 +54,7 @@ def main(argv: list[str]) -> int:
     from crate_jax.training import probing
 
     config = configuration.resolve(flags.FLAGS.config)
-    declared = {"image_size": config.data.image_size}
-    if _HEADS.value:
-        declared["heads"] = _HEADS.value
-    model = crate_jax.load(_CHECKPOINT.value, **declared)
+    model = crate_jax.load(_CHECKPOINT.value, image_size=config.data.image_size, **_declared())
     scores = probing.probe(model, config)
     print(f"k-NN (20 neighbours)  top-1 {scores['knn_top1']:.4f}")
     print(f"linear probe          top-1 {scores['linear_top1']:.4f}  l2 {scores['linear_l2']:g}")

@@ -6,7 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 
+from crate_jax import probe as command
 from crate_jax.training import probing as probe
 from tests.end_to_end import runs
 
@@ -92,3 +94,10 @@ def test_command_line(tmp_path):
     assert (scores["train_images"], scores["images"]) == (64, 24)
     assert 0 <= scores["knn_top1"] <= 1
     assert f"{scores['linear_top1']:.4f}" in done.stdout
+
+
+def test_declarations_are_those_of_every_command():
+    with flagsaver.flagsaver(heads="4", mean="0.5", std="1,2,3", pool="mean", epsilon="1e-5"):
+        declared = command._declared()
+    expected = {"heads": 4, "pool": "mean", "epsilon": 1e-5}
+    assert declared == expected | {"mean": (0.5, 0.5, 0.5), "std": (1.0, 2.0, 3.0)}

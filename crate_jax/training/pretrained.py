@@ -44,8 +44,8 @@ def read(path: str, config: ImageModelConfig) -> dict[str, np.ndarray]:
     for warning in found.warnings:
         logging.warning("%s: %s", found.source, warning)
     problems = [
-        f"{name}: {getattr(found.config, name, None)!r} there "
-        f"({found.origin.get(name, 'told by shapes')}), {value!r} here"
+        f"{name}: {getattr(found.config, name, None)!r} there, {value!r} here (the first is "
+        f"{found.origin.get(name, 'told by shapes')})"
         for name, value in assumed.items()
         if name not in MAY_DIFFER and getattr(found.config, name, None) != value
     ]

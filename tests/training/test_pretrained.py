@@ -67,8 +67,8 @@ def test_a_difference_says_who_said_what(tmp_path):
     with pytest.raises(ValueError) as raised:
         pretrained.read(str(path), other)
     text = str(raised.value)
-    assert "lambd: 0.5 there (stored in the file), 5.0 here" in text
-    assert "depth: 2 there (told by shapes), 3 here" in text
+    assert "lambd: 0.5 there, 5.0 here (the first is stored in the file)" in text
+    assert "depth: 2 there, 3 here (the first is told by shapes)" in text
     assert "python -m crate_jax.convert" in text
 
 
