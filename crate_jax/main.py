@@ -112,7 +112,7 @@ def parse_flags(argv: list[str], required: tuple[str, ...] = ("config", "workdir
         return rest
     except (flags.Error, FileNotFoundError) as error:
         command = f"python -m crate_jax.{pathlib.Path(argv[0]).stem}"
-        raise ValueError(f"{error}\nsee {command} --help") from error
+        raise ValueError(f"{_short(str(error))}\nsee {command} --help") from error
     except (AttributeError, KeyError) as error:
         origin = traceback.extract_tb(error.__traceback__)[-1].filename
         if "ml_collections" not in origin:
@@ -120,6 +120,14 @@ def parse_flags(argv: list[str], required: tuple[str, ...] = ("config", "workdir
         near = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', str(error.args[0]))
         hint = f"{near[2]}, did you mean {near[1]}?" if near else f"({error.args[0]})"
         raise ValueError(f"--config: unknown key {hint}") from error
+
+
+def _short(message: str) -> str:
+    """Without the traceback of a config file, where it ends by an error that we raise there."""
+    places = re.findall(r'File "([^"]+)", line', message)
+    said = re.search(r"^ValueError: (.*)$", message, re.MULTILINE)
+    ours = places and pathlib.Path(places[-1]).is_relative_to(pathlib.Path(__file__).parent)
+    return f"--config: {said[1]}" if ours and said else message
 
 
 def run() -> None:

@@ -92,6 +92,8 @@ def test_main_says_what_is_wrong_in_one_line(tmp_path):
         (["--config=configs/scenes_tiny.py", "--workdir=x", "y"], "expected only flags, got y"),
         (["--config=nope.py", "--workdir=x"], "found none at 'nope.py'; the package has configs/"),
         (["--confg=x", "--workdir=x"], "Did you mean: config"),
+        (["--config=configs/imagenet_q.py", "--workdir=x"], "expected one of t, s, b, l, got 'q'"),
+        (["--config=configs/finetune.py:model=crate-b7", "--workdir=x"], "got 'crate-b7'"),
     ):
         done = run("-m", "crate_jax.main", *arguments, cwd=tmp_path)
         assert done.returncode == 2
