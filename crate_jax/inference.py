@@ -120,13 +120,18 @@ def layer_index(config: ImageModelConfig, layer: int | None, method: str) -> int
     return layer % depth
 
 
+def _forward(network: Network, layers: Sequence[int]) -> tuple[Callable, int]:
+    """The forward pass that captures these layers, and how many registers its arrays hold."""
+    return base.forward(network.definition, tuple(layers)), network.config.registers
+
+
 def cls_maps(network: Network, layers: Sequence[int]) -> Callable:
     """(params, images uint8[b, h, w, 3]) -> [CLS] attention f32[b, layers, heads, n]."""
-    forward = base.forward(network.definition, tuple(layers))
+    forward, registers = _forward(network, layers)
 
     def run(params, images):
         _, out = forward(params, images)
-        return attention.layer_maps(out["query"], out["key"])
+        return attention.layer_maps(out["query"], out["key"], registers)
 
     return run
 
@@ -138,18 +143,21 @@ def attention_of_layers(network: Network, layers: Sequence[int]) -> Callable:
         A function to a dictionary: `maps` f32[b, layers, heads, n], [CLS] attention; `coding_rate`
         and `sparsity` f32[b, layers].
     """
-    forward = base.forward(network.definition, tuple(layers))
+    forward, registers = _forward(network, layers)
 
     def run(params, images):
         _, out = forward(params, images)
-        maps = attention.layer_maps(out["query"], out["key"])
-        return {"maps": maps} | layerwise.of_layers(out["query"], out["tokens"])
+        maps = attention.layer_maps(out["query"], out["key"], registers)
+        return {"maps": maps} | layerwise.of_layers(out["query"], out["tokens"], registers)
 
     return run
 
 
 def patch_features(network: Network, layers: Sequence[int], kind: str = "subspace") -> Callable:
-    """(params, images uint8[b, h, w, 3]) -> patch features f32[b, layers, n, d], no [CLS].
+    """(params, images uint8[b, h, w, 3]) -> patch features f32[b, layers, n, d].
+
+    [CLS] and registers are left out. Keys are those before rotary positions turned them, which
+    otherwise make near patches alike.
 
     Args:
         network: whose config and definition are used.
@@ -159,12 +167,13 @@ def patch_features(network: Network, layers: Sequence[int], kind: str = "subspac
     """
     if kind not in FEATURES:
         raise ValueError(f"features: expected one of {', '.join(FEATURES)}, got {kind!r}")
-    forward = base.forward(network.definition, tuple(layers))
+    forward, registers = _forward(network, layers)
 
     def run(params, images):
         _, out = forward(params, images)
-        features = out["key"] if kind == "subspace" else out["tokens"]
-        features = jnp.moveaxis(features[:, :, 1:], 0, 1)
+        keys = out.get("key_unrotated", out["key"])
+        features = keys if kind == "subspace" else out["tokens"]
+        features = jnp.moveaxis(features[:, :, 1 + registers :], 0, 1)
         return features.reshape(*features.shape[:3], -1)
 
     return run

@@ -53,7 +53,7 @@ def export(
 
     def apply(images):
         logits, out = base.merge(definition, params)(images, capture=layer)
-        maps = attention.cls_maps(out["query"][0], out["key"][0])
+        maps = attention.cls_maps(out["query"][0], out["key"][0], model.config.registers)
         return {"logits": logits, "features": out["features"], "cls_maps": maps}
 
     height, width = model.config.image_size

@@ -38,6 +38,7 @@ class ImageModelConfig:
     """
 
     family: ClassVar[str]
+    takes_registers: ClassVar[bool] = False
 
     image_size: tuple[int, int] = described(
         (224, 224), "px, (height, width) that the positions belong to"
@@ -52,6 +53,7 @@ class ImageModelConfig:
     positions: Rule = described(
         "size", f"how positions are resampled to another image size: {', '.join(RULES)}"
     )
+    registers: int = described(0, "tokens between [CLS] and the patches; analyses leave them out")
     epsilon: float  # of every LayerNorm
     mean: tuple[float, float, float] = described(IMAGENET_MEAN, "of images scaled to [0, 1]")
     std: tuple[float, float, float] = described(IMAGENET_STD, "likewise")
@@ -63,7 +65,12 @@ class ImageModelConfig:
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
         self.expect_whole("patch_size", "dim", "depth", "heads")
-        self.expect_whole("classes", least=0)
+        self.expect_whole("classes", "registers", least=0)
+        if self.registers and not self.takes_registers:
+            raise ValueError(
+                f"registers: expected 0, {self.family} has none, got {self.registers}; a network "
+                "with register tokens is of another family"
+            )
         self.expect_finite("mean")
         self.expect_finite("std", "epsilon", above=True)
         if len(size) != 2 or any(s <= 0 or s % self.patch_size for s in size):

@@ -7,6 +7,8 @@ is O(heads x n), not O(heads x n^2). All functions are pure and may be called un
 Protocol: docs/protocols.md section 3; arXiv 2308.16271 (CRATE) and 2104.14294 (DINO).
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,24 +23,28 @@ _CUMULATIVE_ROUNDING = 1e-6
 
 
 def cls_maps(
-    query: Float[ArrayLike, "b tokens heads d_head"], key: Float[ArrayLike, "b tokens heads d_head"]
+    query: Float[ArrayLike, "b tokens heads d_head"],
+    key: Float[ArrayLike, "b tokens heads d_head"],
+    registers: int = 0,
 ) -> Float[Array, "b heads n"]:
     """Attention of the [CLS] token over the patch tokens, one map a head.
 
     A[b, k, i] = softmax over patches i of <q_CLS, k_i> / sqrt(d_head). The softmax leaves [CLS]
-    itself out, which is the full attention row renormalised over the patches. The paper's formula
-    (2308.16271) omits sqrt(d_head); the authors' code divides, and so do
-    we. Computed in float32 at the highest matmul precision whatever the input type.
+    itself and registers out, which is the full attention row renormalised over the patches. The
+    paper's formula (2308.16271) omits sqrt(d_head); the authors' code divides, and so do we.
+    Computed in float32 at the highest matmul precision whatever the input type.
 
     Args:
-        query: f[b, 1+n, heads, d_head], [CLS] first. For CRATE w = LN(z) U.
+        query: f[b, 1+registers+n, heads, d_head], [CLS] first. For CRATE w = LN(z) U.
         key: the same shape. For CRATE the same array.
+        registers: tokens between [CLS] and the patches, `model.config.registers`.
 
     Returns:
         f32[b, heads, n], each map non-negative with sum 1. A map with a NaN in it is all NaN.
 
     Raises:
-        ValueError: the shapes differ, are not four-dimensional, or hold no patch token.
+        ValueError: the shapes differ, are not four-dimensional, or hold no patch token; registers
+            below 0.
     """
     query, key = jnp.asarray(query, jnp.float32), jnp.asarray(key, jnp.float32)
     if query.ndim != 4 or query.shape != key.shape:
@@ -47,31 +53,39 @@ def cls_maps(
             f"{query.shape} and {key.shape}. Index the layer of a capture first: "
             "out['query'][layer], out['key'][layer]"
         )
-    if query.shape[1] < 2:
-        raise ValueError(f"expected [CLS] and at least one patch token; got {query.shape[1]} token")
-    return _cls_maps(query, key)
+    if registers < 0:
+        raise ValueError(f"registers: expected 0 or more, got {registers}")
+    if query.shape[1] < 2 + registers:
+        raise ValueError(
+            f"expected [CLS], {registers} registers and at least one patch token; got "
+            f"{query.shape[1]} tokens. model.config.registers says how many registers there are"
+        )
+    return _cls_maps(query, key, registers)
 
 
-@jax.jit
-def _cls_maps(query, key):
-    logits = jnp.einsum("bhd,bnhd->bhn", query[:, 0], key[:, 1:], precision="highest")
+@partial(jax.jit, static_argnames="registers")
+def _cls_maps(query, key, registers):
+    patches = key[:, 1 + registers :]
+    logits = jnp.einsum("bhd,bnhd->bhn", query[:, 0], patches, precision="highest")
     return jax.nn.softmax(logits / np.sqrt(query.shape[-1]), axis=-1)
 
 
 def layer_maps(
     query: Float[ArrayLike, "layers b tokens heads d_head"],
     key: Float[ArrayLike, "layers b tokens heads d_head"],
+    registers: int = 0,
 ) -> Float[Array, "b layers heads n"]:
     """`cls_maps` of every captured layer.
 
     Args:
-        query: f[layers, b, 1+n, heads, d_head], as a model's `capture` returns it.
+        query: f[layers, b, 1+registers+n, heads, d_head], as a model's `capture` returns it.
         key: the same shape.
+        registers: as in `cls_maps`.
 
     Returns:
         f32[b, layers, heads, n].
     """
-    return jnp.stack([cls_maps(q, k) for q, k in zip(query, key, strict=True)], axis=1)
+    return jnp.stack([cls_maps(q, k, registers) for q, k in zip(query, key, strict=True)], axis=1)
 
 
 def keep_mass(

@@ -15,17 +15,26 @@ _NORM_FLOOR = 1e-12
 
 
 def of_layers(
-    query: Float[Array, "layers b tokens heads d_head"], tokens: Float[Array, "layers b tokens d"]
+    query: Float[Array, "layers b tokens heads d_head"],
+    tokens: Float[Array, "layers b tokens d"],
+    registers: int = 0,
 ) -> dict[str, Float[Array, "b layers"]]:
-    """Both measures of every captured layer.
+    """Both measures of every captured layer, of [CLS] and the patches.
+
+    Registers are left out of both: they hold no part of the image, and a network that has them is
+    then measured on the same tokens as one that has none.
 
     Args:
-        query: f[layers, b, 1+n, heads, d_head], as a model's `capture` returns it.
-        tokens: f[layers, b, 1+n, d], likewise.
+        query: f[layers, b, 1+registers+n, heads, d_head], as a model's `capture` returns it.
+        tokens: f[layers, b, 1+registers+n, d], likewise.
+        registers: tokens between [CLS] and the patches, `model.config.registers`.
 
     Returns:
         {"coding_rate": f32[b, layers], "sparsity": f32[b, layers]}.
     """
+    if registers:
+        left_out = slice(1, 1 + registers)
+        query, tokens = (jnp.delete(array, left_out, axis=2) for array in (query, tokens))
     return {
         "coding_rate": jnp.stack([coding_rate(w) for w in query], axis=1),
         "sparsity": jnp.stack([sparsity(z) for z in tokens], axis=1),

@@ -233,14 +233,15 @@ class Emergence:
 
     def __init__(self, setting: Setting):
         self.setting, config = setting, setting.config
+        registers = config.model.registers
         masks = config.evaluation.cls_iou and setting.data.val.has_masks
         forward = base.forward(setting.definition, capture=True)
 
         def function(params, batch):
             _, out = forward(params, batch["image"])
-            found = layerwise.of_layers(out["query"], out["tokens"])
+            found = layerwise.of_layers(out["query"], out["tokens"], registers)
             if masks:
-                maps = attention.layer_maps(out["query"], out["key"])
+                maps = attention.layer_maps(out["query"], out["key"], registers)
                 found |= {"maps": maps, "mask": batch["mask"]}
             return found
 

@@ -25,13 +25,14 @@ class MaskCut:
         config = setting.config
         self.layer = config.model.depth - 1
         self.grid = (config.data.image_size // config.model.patch_size,) * 2
+        registers = config.model.registers
         forward = base.forward(setting.definition, capture=self.layer)
 
         def function(params, batch):
             # TF32 would flip edges of the graph.
             with jax.default_matmul_precision("highest"):
                 _, out = forward(params, batch["image"])
-            features = out["key"][0, :, 1:]
+            features = out.get("key_unrotated", out["key"])[0, :, 1 + registers :]
             return {"features": features.reshape(*features.shape[:2], -1), "mask": batch["mask"]}
 
         images = config.evaluation.capture_images

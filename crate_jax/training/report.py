@@ -83,7 +83,7 @@ def examples(
     @jax.jit
     def logits_and_maps(params, images):
         logits, out = forward(params, images)
-        return logits, attention.layer_maps(out["query"], out["key"])
+        return logits, attention.layer_maps(out["query"], out["key"], config.model.registers)
 
     logits, maps = jax.device_get(logits_and_maps(params, batch["image"]))
     rows = batch["image"].shape[1] // config.model.patch_size

@@ -183,3 +183,22 @@ def test_errors_say_what_is_expected():
         attention.upsample(random_maps(4), (2, 2), (0, 8))
     with pytest.raises(ValueError, match="'cubic'"):
         attention.upsample(random_maps(4), (2, 2), (8, 8), mode="cubic")
+
+
+def test_registers_and_cls_are_left_out_before_the_softmax():
+    rng = np.random.default_rng(0)
+    query, key = rng.normal(size=(2, 2, 1 + 3 + 6, 2, 4)).astype(np.float32)
+    logits = np.einsum("bhd,bnhd->bhn", query[:, 0], key) / 2  # sqrt(d_head)
+    whole = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = whole[..., 4:] / whole[..., 4:].sum(-1, keepdims=True)
+    np.testing.assert_allclose(attention.cls_maps(query, key, registers=3), expected, rtol=1e-5)
+    of_layers = attention.layer_maps(query[None], key[None], 3)[:, 0]
+    np.testing.assert_allclose(of_layers, expected, rtol=1e-5)
+
+
+def test_more_registers_than_tokens_are_refused():
+    query = np.zeros((1, 5, 2, 4), np.float32)
+    with pytest.raises(ValueError, match=r"model\.config\.registers"):
+        attention.cls_maps(query, query, registers=4)
+    with pytest.raises(ValueError, match="0 or more"):
+        attention.cls_maps(query, query, registers=-1)

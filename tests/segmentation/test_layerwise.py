@@ -110,3 +110,14 @@ def test_several_layers_in_one_program_cannot_wait_for_each_other():
     program = jax.jit(rates).lower(jnp.ones((3, 2, 5, 2, 4))).as_text()
     assert "lapack" not in program
     assert "custom_call" not in program
+
+
+def test_registers_count_for_nothing():
+    rng = np.random.default_rng(0)
+    query = rng.normal(size=(2, 1, 7, 2, 4)).astype(np.float32)
+    tokens = np.maximum(rng.normal(size=(2, 1, 7, 8)), 0).astype(np.float32)
+    kept = [0, 3, 4, 5, 6]
+    found = layerwise.of_layers(jnp.array(query), jnp.array(tokens), registers=2)
+    expected = layerwise.of_layers(jnp.array(query[:, :, kept]), jnp.array(tokens[:, :, kept]))
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values)
