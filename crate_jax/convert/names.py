@@ -154,6 +154,7 @@ CRATE_MAE = (
 VIT = (
     Row("cls_token", "cls_token"),
     Row("pos_embed", "positions"),
+    Row("register_tokens", "registers"),  # DINOv2's
     *_dense("patch_embed.proj", "patch_embed", CONV),
     *_norm("blocks.{i}.norm1", "layers/{i}/attention_norm"),
     *_dense("blocks.{i}.attn.qkv", "layers/{i}/attention/qkv"),

@@ -151,6 +151,7 @@ def vit(s: Shapes) -> dict[str, Any]:
         "patch_size": _conv_patch(s, "patch_embed.proj.weight"),
         "depth": s.depth(r"blocks\.(\d+)\."),
         "patches": s.axis("pos_embed", 1, 3) - 1,
+        "registers": s.axis("register_tokens", 1, 3) if "register_tokens" in s else 0,
         "mlp_ratio": ratio,
         "classes": s.axis("head.weight", 0, 2) if "head.weight" in s else 0,
         # timm names its last norm after what it does.

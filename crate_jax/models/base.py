@@ -241,6 +241,7 @@ class Transformer(nnx.Module, Generic[Config]):
     config: Config
     cls_token: nnx.Param  # [1, 1, d]
     positions: nnx.Param  # [1, 1 + config.patches, d], [CLS] first
+    registers: nnx.Param | None = None  # [1, config.registers, d], which have no position
     layers: nnx.List  # of modules that map z to (z, query, key)
 
     def __init__(self, config: Config, *, dtype: DTypeLike = jnp.float32, remat: Remat = "none"):
@@ -301,7 +302,8 @@ class Transformer(nnx.Module, Generic[Config]):
         Returns:
             (logits f32[b, classes], out) with out["features"] f32[b, d] before the head, and for
             the captured layers out["query"], out["key"] f32[layers, b, 1+n, heads, d_head] and
-            out["tokens"] f32[layers, b, 1+n, d], after each layer.
+            out["tokens"] f32[layers, b, 1+n, d], after each layer. With registers, 1+n is 1+r+n:
+            [CLS], the r = `config.registers` registers, the patches.
 
         Raises:
             ValueError: for shapes that the patch size does not divide, pixels that were not
@@ -314,19 +316,28 @@ class Transformer(nnx.Module, Generic[Config]):
         return self.classify(features).astype(jnp.float32), out
 
     def tokens(self, images: Float[Array, "b h w 3"]) -> Tokens:
-        """[b, h, w, 3] -> [b, 1+n, d]: [CLS] and patches with their positions, before layer 1."""
+        """[b, h, w, 3] -> [b, 1+r+n, d]: all tokens with their positions, before layer 1."""
         grid = patch_grid(images, self.config.patch_size)
         return self.with_positions(self.embed(images), grid)
 
     def with_positions(self, x: Float[Array, "b n d"], grid: tuple[int, int]) -> Tokens:
-        """Patch tokens [b, n, d] of a grid -> [b, 1+n, d], with [CLS] and positions."""
+        """Patch tokens [b, n, d] of a grid -> [b, 1+r+n, d], with [CLS], positions, registers."""
         cls = jnp.broadcast_to(self.cls_token[...], (x.shape[0], 1, x.shape[-1]))
         positions = self.positions[...]
         if "positions" in self.fixed:
             positions = jax.lax.stop_gradient(positions)
         positions = resize_positions(positions, self.config.grid, grid, self.config.positions)
         z = jnp.concatenate([cls.astype(x.dtype), x], axis=1)
-        return (z.astype(positions.dtype) + positions).astype(self.dtype)
+        z = (z.astype(positions.dtype) + positions).astype(self.dtype)
+        return z if self.registers is None else insert_registers(z, self.registers[...])
+
+
+def insert_registers(
+    z: Tokens, registers: Float[Array, "1 r d"]
+) -> Float[Array, "b more_tokens d"]:
+    """[b, 1+n, d] -> [b, 1+r+n, d]: registers after [CLS], which have no position (2309.16588)."""
+    registers = jnp.broadcast_to(registers.astype(z.dtype), (len(z), *registers.shape[1:]))
+    return jnp.concatenate([z[:, :1], registers, z[:, 1:]], axis=1)
 
 
 def split(model: Transformer) -> tuple[nnx.GraphDef, dict[str, Any]]:

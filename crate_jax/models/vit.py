@@ -25,6 +25,7 @@ class ViTConfig(ImageModelConfig):
     """What a ViT is; see `ImageModelConfig` for the shared fields."""
 
     family: ClassVar[str] = "vit"
+    takes_registers: ClassVar[bool] = True
 
     mlp_ratio: float = described(4.0, "width of the MLP by dim")
     epsilon: float = described(1e-6, "of every LayerNorm")
@@ -112,6 +113,8 @@ class ViT(Transformer[ViTConfig]):
         )
         self.cls_token = nnx.Param(normal(rngs.params(), (1, 1, c.dim)))
         self.positions = nnx.Param(normal(rngs.params(), (1, 1 + c.patches, c.dim)))
+        if c.registers:
+            self.registers = nnx.Param(normal(rngs.params(), (1, c.registers, c.dim)))
         self.layers = nnx.List([self._layer(rngs, init) for _ in range(c.depth)])
         self.norm = layer_norm(c.dim, c.epsilon, rngs)
         self.head = linear(c.dim, c.classes, rngs=rngs, **init) if c.classes else None
@@ -130,9 +133,10 @@ class ViT(Transformer[ViTConfig]):
         """LN(z)[CLS], or LN of the mean over the patch tokens, or the mean of LN(z)."""
         if self.config.pool == "cls":
             return self.norm(z[:, 0])
+        patches = z[:, 1 + self.config.registers :]
         if self.config.norm_before_pool:
-            return jnp.mean(self.norm(z[:, 1:]), axis=1, dtype=jnp.float32)
-        return self.norm(jnp.mean(z[:, 1:], axis=1, dtype=jnp.float32))
+            return jnp.mean(self.norm(patches), axis=1, dtype=jnp.float32)
+        return self.norm(jnp.mean(patches, axis=1, dtype=jnp.float32))
 
     def classify(self, features: Float[Array, "b d"]) -> Float[Array, "b classes"]:
         """Features [b, d] -> logits [b, classes]."""

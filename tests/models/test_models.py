@@ -48,6 +48,18 @@ def test_shapes_and_capture(name, run):
     assert set(out) == {"features"}
 
 
+def test_registers_are_between_cls_and_the_patches(run):
+    assert all(v.registers == 0 for v in variants.VARIANTS.values() if v.family != "vit")
+    model = tiny("vit-testing", registers=2, classes=0, pool="mean")
+    _, out = run(model, images(24, 40), capture=True)
+    assert model.config.registers == 2
+    assert out["query"].shape == (2, 2, 1 + 2 + 3 * 5, 3, 8)
+    embedded = model.tokens(images(24, 40))
+    np.testing.assert_array_equal(embedded[:, 1:3], np.tile(model.registers[...], (2, 1, 1)))
+    patches = out["tokens"][-1][:, 3:]
+    np.testing.assert_allclose(out["features"], model.norm(patches.mean(1)), atol=1e-5)
+
+
 def test_captured_layers_are_the_ones_asked_for(run):
     model = tiny("crate-testing")
     _, every = run(model, images(), capture=True)
