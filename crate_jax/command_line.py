@@ -254,10 +254,6 @@ def _completer(action: argparse.Action) -> Callable | None:
     from argcomplete import completers
 
     metavar = action.metavar
-    if action.dest == "published":
-        from crate_jax.convert import published
-
-        return lambda **_: list(published.PUBLISHED)
     if metavar == CONFIG:
         return _configs
     if metavar == "DIR":

@@ -38,6 +38,7 @@ autodoc_default_options = {
 autodoc_typehints_format = "short"
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_attr_annotations = False  # docstrings give shapes; "*b n" would be read as markup
 copybutton_prompt_text = "$ "
 
 html_theme = "furo"

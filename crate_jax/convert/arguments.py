@@ -80,11 +80,12 @@ def add_declarations(add: Callable) -> None:
         help="subtracted from images in [0, 1]; ImageNet's by default, many of timm's have 0.5",
     )
     add("--std", type=channels, metavar="R,G,B", help="by which they are divided then, likewise")
-    add(
+    published = add(
         "--published",
         metavar="NAME",
         help=f"a published file's name says it all: {', '.join(PUBLISHED)}",
     )
+    published.completer = lambda **_: list(PUBLISHED)  # by the tab key
 
 
 def add_choices(add: Callable) -> None:
