@@ -153,7 +153,7 @@ def _shapes(config):
 
     params = base.split(variants.abstract(variants.from_dict(config.model.to_dict())))[1]
     optimizer = optim.optimizer(config.optimizer, lambda _: config.optimizer.learning_rate)
-    figures = steps.figure_names(config)
+    figures = steps.metric_names(config)
     return params, jax.eval_shape(lambda p: steps.initial(optimizer, p, figures), params)
 
 

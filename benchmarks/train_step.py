@@ -53,7 +53,7 @@ def measure(config, count=20):
     import numpy as np
 
     from crate_jax.models import base, variants
-    from crate_jax.training import metrics, optim, sharding
+    from crate_jax.training import optim, sharding, throughput
     from crate_jax.training import step as steps
 
     mesh = sharding.make_mesh(config.fsdp)
@@ -65,7 +65,7 @@ def measure(config, count=20):
 
     def init(key):
         params = base.split(variants.build(model_config, key, **options))[1]
-        return params, steps.initial(optimizer, params, steps.figure_names(config))
+        return params, steps.initial(optimizer, params, steps.metric_names(config))
 
     key = jax.random.key(0)
     shardings = sharding.state_shardings(mesh, jax.eval_shape(init, key))
@@ -105,7 +105,7 @@ def measure(config, count=20):
         "TFLOP_a_second": rate * flops / 1e12,
         "compilation_seconds": compilation,
     }
-    if peak := metrics.peak_flops(device):
+    if peak := throughput.peak_flops(device):
         result["MFU"] = rate * flops / (peak * mesh.size)
     if memory := compiled.memory_analysis():
         held, work = memory.argument_size_in_bytes, memory.temp_size_in_bytes

@@ -1,10 +1,8 @@
 """What a run says while it works: plain lines that read well in a terminal and in a log file."""
 
 import contextlib
-import math
 import os
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,7 +10,7 @@ import jax
 
 from crate_jax.export import tables
 from crate_jax.models.base import ImageModelConfig
-from crate_jax.training import metrics
+from crate_jax.training import throughput
 
 
 def say(text: str) -> None:
@@ -54,74 +52,6 @@ def model_line(config: ImageModelConfig, params: Any, flops: float, dtype: str) 
     )
 
 
-class Stopwatch:
-    """Where the time of a run goes: steps, waiting for input, evaluation, checkpoints, compilation.
-
-    Args:
-        start: steps done before.
-        total: steps of the run.
-        batch_size: examples a step.
-        flops: floating-point operations of training on one example.
-        peak: of one device, operations a second; None where unknown.
-        devices: how many.
-    """
-
-    def __init__(
-        self,
-        start: int,
-        total: int,
-        batch_size: int,
-        flops: float,
-        peak: float | None,
-        devices: int,
-    ):
-        self.total, self.batch_size = total, batch_size
-        self.flops, self.peak = flops, (peak or math.nan) * devices
-        self._step, self._mark = start, time.monotonic()
-        self._paused = self._waited = 0.0
-        self._spent = {"compile": 0.0, "evaluation": 0.0, "checkpoint": 0.0}
-        self._rate = math.nan
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around the wait for the next batch."""
-        begin = time.monotonic()
-        yield
-        self._waited += time.monotonic() - begin
-
-    @contextlib.contextmanager
-    def pause(self, what: str) -> Iterator[None]:
-        """Around what is not a training step: "compile", "evaluation" or "checkpoint"."""
-        begin = time.monotonic()
-        yield
-        seconds = time.monotonic() - begin
-        self._spent[what] += seconds
-        self._paused += seconds
-
-    def lap(self, step: int) -> dict[str, float]:
-        """Figures since the last lap, all under time/ since no two runs agree on them."""
-        now = time.monotonic()
-        seconds = max(now - self._mark - self._paused, 1e-9)
-        steps = step - self._step
-        rate = steps * self.batch_size / seconds
-        # The ETA follows a smoothed rate.
-        self._rate = rate if math.isnan(self._rate) else 0.7 * self._rate + 0.3 * rate
-        values = {
-            "time/images_per_second": rate,
-            "time/step": seconds / steps,
-            "time/input_wait_fraction": min(1.0, self._waited / seconds),
-            **{f"time/{what}": seconds for what, seconds in self._spent.items()},
-        }
-        if math.isfinite(self.peak):
-            values["time/mfu"] = rate * self.flops / self.peak
-        self._step, self._mark, self._paused, self._waited = step, now, 0.0, 0.0
-        return values
-
-    def eta(self) -> float:
-        """Seconds of training steps that remain; evaluation comes on top."""
-        return (self.total - self._step) * self.batch_size / self._rate
-
-
 def progress_line(step: int, total: int, values: Mapping[str, float], eta: float) -> str:
     """One line a log interval."""
     parts = [
@@ -137,7 +67,7 @@ def progress_line(step: int, total: int, values: Mapping[str, float], eta: float
         parts.append(f"waiting for input {100 * values['time/input_wait_fraction']:.0f} %")
     if "train/skipped_images" in values:
         parts.append(f"{values['train/skipped_images']} corrupt images skipped")
-    parts.append(f"ETA {metrics.duration_text(eta)}")
+    parts.append(f"ETA {throughput.duration_text(eta)}")
     return "  ".join(parts)
 
 

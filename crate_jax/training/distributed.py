@@ -108,7 +108,7 @@ def _give_up(timeout: int, process_id: int | None, address: str | None) -> None:
 
 
 @contextlib.contextmanager
-def losing_none(abandon: Callable[[], None] = lambda: None) -> Iterator[None]:
+def raising_process_lost(abandon: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Around collective work: where it fails because another process is gone, this one ends too.
 
     Args:

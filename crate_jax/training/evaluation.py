@@ -27,7 +27,7 @@ from flax import nnx
 
 from crate_jax.models import base
 from crate_jax.segmentation import attention, emergence, layerwise
-from crate_jax.training import autoencoding, console, losses, metrics, sharding
+from crate_jax.training import autoencoding, console, losses, metrics, sharding, throughput
 from crate_jax.training.inputs import Data
 
 Arrays = dict[str, np.ndarray]
@@ -179,7 +179,7 @@ class _Progress:
         now, done = time.monotonic(), self.total - images
         if now - self.spoke > _PROGRESS_EVERY:
             self.spoke = now
-            eta = metrics.duration_text((now - self.begin) / done * images)
+            eta = throughput.duration_text((now - self.begin) / done * images)
             console.say(f"{self.name:<10} {done:,} of {self.total:,} images  ETA {eta}")
 
 

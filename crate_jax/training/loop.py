@@ -2,7 +2,7 @@
 
 A run is a function of its config: randomness comes from (seed, step), the input is random-access,
 and what is averaged between two log lines is part of the saved state. So a run that was stopped,
-however it was, and started again ends with the same figures as one that was not.
+however it was, and started again ends with the same metrics as one that was not.
 """
 
 import collections
@@ -26,19 +26,20 @@ from crate_jax.training import (
     evaluation,
     evaluators,
     inputs,
+    metrics,
     optim,
     preflight,
     pretrained,
     sharding,
+    throughput,
     workdir,
 )
-from crate_jax.training import metrics as figures
 from crate_jax.training import step as steps
 from crate_jax.training.console import say
 from crate_jax.training.stop import StopSignal
 
 
-@distributed.losing_none()
+@distributed.raising_process_lost()
 def train(
     config: ml_collections.ConfigDict,
     directory: str | pathlib.Path,
@@ -90,7 +91,7 @@ def _train(
         data = inputs.open_data(config, model_config)
         fresh = config.init_from and not run_directory.complete_steps(directory)
         weights = pretrained.read(config.init_from, model_config) if fresh else {}
-        figures.check_wandb(config.wandb)
+        metrics.check_wandb(config.wandb)
     distributed.check_equal(
         config=configuration.plain(config),
         training_images=len(data.train),
@@ -110,7 +111,7 @@ def _train(
 
     def init(key):
         params = base.split(variants.build(model_config, key, **options))[1]
-        return params, steps.initial(optimizer, params, steps.figure_names(config))
+        return params, steps.initial(optimizer, params, steps.metric_names(config))
 
     seed_key = jax.random.key(config.seed)
     shapes = jax.eval_shape(init, seed_key)
@@ -156,16 +157,16 @@ def _train(
         start, params, training = restored.step, restored.params, restored.training
         batches.set_state(restored.input)
         say(f"resumed  after step {start} of {plan.total}")
-    metrics = figures.MetricsFile(directory / "metrics.jsonl", start, writer)
+    metrics_file = metrics.MetricsFile(directory / "metrics.jsonl", start, writer)
     boards = (
-        figures.TensorBoard(directory / "tensorboard", start, writer and config.tensorboard),
-        figures.WeightsAndBiases(config.wandb, directory, configuration.plain(config), writer),
+        metrics.TensorBoard(directory / "tensorboard", start, writer and config.tensorboard),
+        metrics.WeightsAndBiases(config.wandb, directory, configuration.plain(config), writer),
     )
-    profile = figures.Profile(directory / "profile", config.profile_steps, start, plan.total)
+    profile = throughput.Profile(directory / "profile", config.profile_steps, start, plan.total)
 
     def record(step: int, values: dict[str, Any]) -> None:
         try:
-            for target in (metrics, *boards):
+            for target in (metrics_file, *boards):
                 target.write(step, values)
         except OSError as error:
             raise OSError(
@@ -187,7 +188,7 @@ def _train(
         check_finite(training)
         if writer:
             lock.check()
-        metrics.sync()
+        metrics_file.sync()
         inputs.share_skipped(batches, data.train)
         metadata = {"step": step, "class_names": list(data.train.class_names)}
         checkpoints.save(step, params, training, batches.get_state(), metadata)
@@ -209,14 +210,14 @@ def _train(
 
     # ---- Loop -----------------------------------------------------------------------------------
     recent: collections.deque = collections.deque()  # (step, indices) not yet known to be finite
-    peak = figures.peak_flops(mesh.devices.flat[0])
-    watch = console.Stopwatch(start, plan.total, config.batch_size, flops, peak, mesh.size)
-    for resource in (checkpoints, *boards, metrics, batches, profile):
+    peak = throughput.peak_flops(mesh.devices.flat[0])
+    watch = throughput.Stopwatch(start, plan.total, config.batch_size, flops, peak, mesh.size)
+    for resource in (checkpoints, *boards, metrics_file, batches, profile):
         opened.callback(resource.close)
     stop = opened.enter_context(StopSignal())
-    opened.enter_context(distributed.losing_none(checkpoints.abandon))
+    opened.enter_context(distributed.raising_process_lost(checkpoints.abandon))
     # Stopped between a step and its evaluation: that is made up for first.
-    if not distributed.all_true(evals.done(start, metrics)):
+    if not distributed.all_true(evals.done(start, metrics_file)):
         evaluate_now(start, evals.due(start), params)
         if stop.within_step():
             return stop.status
@@ -261,16 +262,16 @@ def _train(
     settle(plan.total, params, training)
 
     # ---- Report ---------------------------------------------------------------------------------
-    console.print_evaluation(evals.latest(metrics), config.evaluation.keep)
+    console.print_evaluation(evals.latest(metrics_file), config.evaluation.keep)
     if config.report:
         params = sharding.whole_tree(params, mesh)
         if writer:
-            _report(directory, config, data, definition, params, metrics.lines)
-    say(f"done in {figures.duration_text(time.monotonic() - started)}, results in {directory}")
+            _report(directory, config, data, definition, params, metrics_file.lines)
+    say(f"done in {throughput.duration_text(time.monotonic() - started)}, results in {directory}")
     return 0
 
 
-@distributed.losing_none()
+@distributed.raising_process_lost()
 def evaluate(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -> int:
     """Evaluates the newest checkpoint of a run, and writes eval.json and the report again.
 
@@ -320,7 +321,7 @@ def evaluate(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -
     if jax.process_index() == 0:
         workdir.write_json(directory / "eval.json", {"step": step} | values)
         if config.report:
-            lines = figures.read(directory / "metrics.jsonl")
+            lines = metrics.read(directory / "metrics.jsonl")
             lines = [line for line in lines if line["step"] <= step]
             lines.append({"step": step} | values)
             _report(directory, config, data, definition, whole, lines)

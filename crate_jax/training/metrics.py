@@ -1,4 +1,4 @@
-"""Where figures go: metrics.jsonl, TensorBoard, and the arithmetic of throughput."""
+"""Where metrics go: metrics.jsonl, TensorBoard, Weights & Biases."""
 
 import contextlib
 import hashlib
@@ -8,34 +8,11 @@ import math
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
-
-import jax
 
 from crate_jax.files import write_atomically
 
-# Peak dense bf16 matrix operations a second, by a part of `device_kind`; from the makers'
-# datasheets. The longest match counts.
-PEAK_FLOPS = {
-    "A100": 312e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-    "L4": 121e12,
-    "V100": 125e12,
-    "T4": 65e12,
-    "TPU v2": 45e12,
-    "TPU v3": 123e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-}
 _PATIENCE = 5.0  # seconds that closing TensorBoard's files may take
 # Lines hold times under this prefix and nowhere else: everything else is reproducible.
 TIME = "time/"
@@ -97,7 +74,7 @@ class MetricsFile:
 
 
 class TensorBoard:
-    """The same figures as TensorBoard events, through tensorboardX.
+    """The same metrics as TensorBoard events, through tensorboardX.
 
     Args:
         directory: of the event files.
@@ -132,7 +109,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """The same figures on Weights & Biases; a resumed run continues the one that it began.
+    """The same metrics on Weights & Biases; a resumed run continues the one that it began.
 
     Args:
         project: the project's name; "" does nothing.
@@ -185,42 +162,6 @@ def check_wandb(project: str) -> None:
             ) from error
 
 
-class Profile:
-    """A trace of some steps for TensorBoard or Perfetto, in WORKDIR/profile.
-
-    Args:
-        directory: where to.
-        steps: how many; 0: none.
-        start: steps done before; the trace begins ten later, when all is compiled and warm.
-        total: steps of the run: a shorter one is traced from its second step on.
-    """
-
-    def __init__(self, directory: pathlib.Path, steps: int, start: int, total: int):
-        if steps < 0:
-            raise ValueError(f"profile_steps: expected 0 or more, got {steps}")
-        self.directory, self._running = directory, False
-        self._first = min(start + 10, max(start + 1, total - steps))
-        self._last = min(self._first + steps, total) if steps else -1
-
-    def after(self, step: int, state: Any) -> bool:
-        """To be called after every step, with what it returned; True when the trace is written."""
-        if self._last < 0 or step not in (self._first, self._last):
-            return False
-        jax.block_until_ready(state)  # whole steps: the device works behind the host
-        if step == self._first < self._last:
-            jax.profiler.start_trace(str(self.directory))
-            self._running = True
-            return False
-        return self.close()
-
-    def close(self) -> bool:
-        """Ends a trace that runs; True where there was one."""
-        running, self._running = self._running, False
-        if running:
-            jax.profiler.stop_trace()
-        return running
-
-
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; none where there is no file. A torn last one is left out.
 
@@ -264,29 +205,3 @@ def _line(entry: Mapping[str, Any]) -> str:
 def _number(value: float) -> float | int | None:
     value = value.item() if hasattr(value, "item") else value
     return value if math.isfinite(value) else None
-
-
-def peak_flops(device: jax.Device) -> float | None:
-    """Peak bf16 operations a second of a device; None where it is not known."""
-    names = [name for name in PEAK_FLOPS if name.lower() in device.device_kind.lower()]
-    return PEAK_FLOPS[max(names, key=len)] if names else None
-
-
-def count_flops(function: Callable, *args: Any) -> float:
-    """Floating-point operations of a call, counted by XLA before its optimisations.
-
-    Args:
-        function: jittable.
-        *args: arrays or jax.ShapeDtypeStruct.
-    """
-    analysis = jax.jit(function).lower(*args).cost_analysis() or {}
-    return float(analysis.get("flops", math.nan))
-
-
-def duration_text(seconds: float) -> str:
-    """75 -> "1:15", 4000 -> "1:06:40"."""
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -12,7 +12,7 @@ from flax import nnx
 
 from crate_jax.data import mixing
 from crate_jax.models import base, variants
-from crate_jax.training import losses, metrics
+from crate_jax.training import losses, throughput
 
 Batch = dict[str, jax.Array]
 Objective = Callable[[nnx.Module, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
@@ -65,7 +65,7 @@ def objective(config: ml_collections.ConfigDict) -> Objective:
     return OBJECTIVES.get(config.model.family, classification)(config)
 
 
-def figure_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+def metric_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     """What `objective(config)` returns beside the loss."""
     return () if config.model.family in OBJECTIVES else ("top1",)
 
@@ -86,17 +86,17 @@ def flops_per_image(
             model = base.merge(definition, params)
             return loss(model, {"image": image, "label": label}, jax.random.key(0))[0]
 
-        return metrics.count_flops(jax.grad(value), params, image, label) / batch
+        return throughput.count_flops(jax.grad(value), params, image, label) / batch
 
     return variants.over_layers(model_config, count)
 
 
 def initial(
-    optimizer: optax.GradientTransformation, params: Any, figures: tuple[str, ...] = ("top1",)
+    optimizer: optax.GradientTransformation, params: Any, metrics: tuple[str, ...] = ("top1",)
 ) -> dict[str, Any]:
     """The training state before step 0, apart from the parameters.
 
-    `figures` are the names that the objective returns beside the loss. `sums` holds running sums
+    `metrics` are the names that the objective returns beside the loss. `sums` holds running sums
     since the last logged line (in the state, so that a run resumed between two lines logs the same
     line); `bad_step` the first step, counted from 1, whose loss or gradient was not finite, or -1:
     it costs no synchronisation and is read when a line is logged.
@@ -105,7 +105,7 @@ def initial(
         "optimizer": optimizer.init(params),
         "step": jnp.zeros((), jnp.int32),
         "bad_step": jnp.full((), -1, jnp.int32),
-        "sums": {name: jnp.zeros(()) for name in ("loss", *figures, "steps")},
+        "sums": {name: jnp.zeros(()) for name in ("loss", *metrics, "steps")},
     }
 
 
@@ -121,7 +121,7 @@ def make_step(
 
     Args:
         definition: the static half of `base.split`.
-        objective: (model, batch, key) -> (loss, figures to average).
+        objective: (model, batch, key) -> (loss, metrics to average).
         optimizer: from `optim.optimizer`.
         seed: randomness of step t comes from fold_in(key(seed), t): a resumed run is the same run.
         accumulate: parts that the batch is computed in, one after the other, with the mean of
@@ -139,7 +139,7 @@ def make_step(
     def step(params, training, batch):
         key = jax.random.fold_in(jax.random.key(seed), training["step"])
         if accumulate == 1:
-            (loss, figures), grads = loss_and_grad(params, batch, key)
+            (loss, metrics), grads = loss_and_grad(params, batch, key)
         else:
             parts = jax.tree.map(
                 lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
@@ -154,7 +154,7 @@ def make_step(
             shapes = jax.eval_shape(loss_and_grad, params, first, key)
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             total, _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), parts))
-            (loss, figures), grads = total
+            (loss, metrics), grads = total
         updates, optimizer_state = optimizer.update(grads, training["optimizer"], params)
         good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
         sums = training["sums"]
@@ -164,7 +164,7 @@ def make_step(
             "bad_step": jnp.where(
                 (training["bad_step"] < 0) & ~good, training["step"] + 1, training["bad_step"]
             ),
-            "sums": jax.tree.map(jnp.add, sums, {"loss": loss, "steps": 1.0} | figures),
+            "sums": jax.tree.map(jnp.add, sums, {"loss": loss, "steps": 1.0} | metrics),
         }
         return optax.apply_updates(params, updates), training
 

@@ -88,7 +88,7 @@ def stepped(text):
         "image": jnp.array(rng.integers(0, 256, (4, 16, 16, 3), np.uint8)),
         "label": jnp.arange(4, dtype=jnp.int32),
     }
-    state = steps.initial(optimizer, params, steps.figure_names(c))
+    state = steps.initial(optimizer, params, steps.metric_names(c))
     compiled = jax.jit(step).lower(params, state, batch).compile(QUICK)
     updated, state = compiled(params, state, batch)
     moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), params, updated)
@@ -106,6 +106,6 @@ def test_takes_a_step(name, argument):
     values, bad_step, still, dtypes = stepped(text)
     assert bad_step == -1
     assert np.isfinite(values["train/loss"])
-    assert set(values) == {"train/loss", *(f"train/{n}" for n in steps.figure_names(c))}
+    assert set(values) == {"train/loss", *(f"train/{n}" for n in steps.metric_names(c))}
     assert still == set(variants.FAMILIES[c.model.family][1].fixed)
     assert dtypes == {jnp.dtype("float32")}

@@ -67,19 +67,19 @@ def failing(text):
 
 def test_a_lost_process_is_told_from_a_fault_of_our_own(monkeypatch):
     abandoned = []
-    with pytest.raises(RuntimeError, match="saving"), distributed.losing_none():
+    with pytest.raises(RuntimeError, match="saving"), distributed.raising_process_lost():
         failing("UNKNOWN: Gloo all-reduce failed")  # alone, nobody can be lost
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with (
         pytest.raises(distributed.ProcessLost, match="JAX says: UNKNOWN: Gloo"),
-        distributed.losing_none(),
-        distributed.losing_none(lambda: abandoned.append(True)),
+        distributed.raising_process_lost(),
+        distributed.raising_process_lost(lambda: abandoned.append(True)),
     ):
         failing("UNKNOWN: Gloo all-reduce failed")
     assert abandoned == [True]
-    with pytest.raises(RuntimeError, match="saving"), distributed.losing_none():
+    with pytest.raises(RuntimeError, match="saving"), distributed.raising_process_lost():
         failing("RESOURCE_EXHAUSTED: out of memory")
-    with pytest.raises(ValueError, match="mine"), distributed.losing_none():
+    with pytest.raises(ValueError, match="mine"), distributed.raising_process_lost():
         raise ValueError("mine")
 
 
