@@ -1,5 +1,7 @@
 """What every page shares: its template, its head, its tables of settings, and how it is written."""
 
+import base64
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -18,6 +20,7 @@ def write_page(
     lede: str,
     facts: Mapping[str, str] | None,
     tables: Mapping[str, Mapping],
+    explorer: Mapping | None = None,
     **values: object,
 ) -> Path:
     """Fills a template and writes the page, whole or not at all.
@@ -29,6 +32,8 @@ def write_page(
         lede: a sentence or two below it, or "".
         facts: short things worth knowing, label to text.
         tables: settings by heading, nested as they are; empty ones are left out.
+        explorer: `explorer.contents`, or None for a page without a script. Its script is the only
+            one that the page's content security policy lets run, by its hash.
         **values: what else the template asks for.
 
     Returns:
@@ -41,12 +46,17 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    script = Path(__file__).with_name("templates").joinpath("explorer.js").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     settings = [(name, list(_flat(content))) for name, content in tables.items()]
     page = environment.get_template(template).render(
         title=title,
         lede=lede,
         facts=list((facts or {}).items()),
         tables=[(name, rows) for name, rows in settings if rows],
+        explorer=explorer,
+        script=script,
+        script_hash=f"sha256-{digest}",
         **values,
     )
     return write_atomically(path, page)

@@ -1,7 +1,8 @@
 """A run, or a folder of segmented images, as one HTML file that needs nothing else.
 
-The pages hold their pictures, charts and style; they fetch nothing and run no script (a content
-security policy says so to the browser), so they can be mailed, archived and opened offline.
+The pages hold their pictures, charts and style; they fetch nothing and run no script but the
+explorer's (a content security policy says so to the browser), so they can be mailed, archived and
+opened offline.
 """
 
 import io
@@ -13,13 +14,12 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from crate_jax.export import tables
+from crate_jax.export import explorer, tables
 from crate_jax.export.history import History, chart_sections, comparison, headline
 from crate_jax.export.overlays import COLORMAP, checked_image, data_uri, encode
 from crate_jax.export.pages import write_page
 from crate_jax.segmentation import attention, emergence
 
-_MOST_LAYERS = 6
 _MOST_PIXELS = 360  # longest side of an embedded photograph
 _SMALL = 128  # below it a photograph is shown as pixels, not smoothed
 _SHADES = 32
@@ -53,7 +53,8 @@ def write_report(
         examples: held-out images, each a mapping with `image` uint8[height, width, 3] and `maps`
             f[layers, heads, rows, columns]; optionally `mask` bool[height, width], `label`,
             `predicted` (str), and `layers`, the numbers (from 1) of the layers in `maps` where
-            not all are there. More than six layers are thinned evenly, the last kept.
+            not all are there. More than six layers are thinned evenly, the last kept. Those with
+            `packed`, of `explorer.pack`, are in the explorer.
         lede: a sentence or two below the heading.
         summary: metrics that stand over the last values of `history`.
         facts: short things worth knowing, label to text, shown below the heading.
@@ -94,6 +95,7 @@ def write_report(
         images=f"{images:,.0f}" if images else "",
         chart_sections=chart_sections(measured),
         reconstructions=[_reconstruction(*pictures) for pictures in reconstructions],
+        explorer=_explored(examples, best, keep),
     )
 
 
@@ -142,6 +144,17 @@ def write_gallery(
         panel_columns=min(panel_columns, 4),
         item_width=min(760, 210 * panel_columns),
     )
+
+
+def _explored(examples: Sequence[Mapping], best: int | None, keep: float) -> dict | None:
+    shown = []
+    for example in examples:
+        if "packed" in example:
+            photo, small = _photo(example["image"])
+            name = example.get("label") or f"image {len(shown) + 1}"
+            rest = {key: example.get(key) for key in ("packed", "mask")}
+            shown.append({"name": name, "photo": photo, "small": small, **rest})
+    return explorer.contents(shown, first_layer=best, keep=keep, total=len(examples))
 
 
 def _columns(heads: int, most: int) -> int:
@@ -206,7 +219,7 @@ def _example(example: Mapping, keep: float) -> dict:
     numbers = list(example.get("layers") or range(1, len(maps) + 1))
     if len(numbers) != len(maps):
         raise ValueError(f"expected a number for each of {len(maps)} layers; got {numbers}")
-    chosen = _thinned(len(maps))
+    chosen = explorer.thinned(len(maps))
     heads = _heads(maps[chosen], mask, keep)
     photo, small = _photo(image)
     label, predicted = example.get("label") or "", example.get("predicted") or ""
@@ -221,13 +234,6 @@ def _example(example: Mapping, keep: float) -> dict:
         "right": label == predicted,
         "layers": [{"number": numbers[i], "heads": h} for i, h in zip(chosen, heads, strict=True)],
     }
-
-
-def _thinned(layers: int) -> list[int]:
-    """At most six layers, evenly spaced and ending with the last."""
-    if layers <= _MOST_LAYERS:
-        return list(range(layers))
-    return [round(layers * (k + 1) / _MOST_LAYERS) - 1 for k in range(_MOST_LAYERS)]
 
 
 def _heads(maps: np.ndarray, mask: np.ndarray | None, keep: float) -> list[list[dict]]:

@@ -14,7 +14,7 @@ from flax import nnx
 from crate_jax import config as configuration
 from crate_jax._version import __version__
 from crate_jax.data import loader
-from crate_jax.export import report
+from crate_jax.export import explorer, report
 from crate_jax.models import base
 from crate_jax.segmentation import attention
 from crate_jax.training import autoencoding
@@ -72,26 +72,34 @@ def reconstructions(
 def examples(
     config: ml_collections.ConfigDict, data: Data, definition: nnx.GraphDef, params: Any
 ) -> list[dict[str, Any]]:
-    """Held-out images, spread over the set, with every layer's and head's [CLS] map."""
+    """Held-out images, spread over the set, with every layer's and head's [CLS] map.
+
+    The first of them also have what the page's explorer needs.
+    """
     count = min(config.evaluation.report_images, len(data.val))
     if not count:
         return []
     batch, valid = _spread(data, count)
 
-    forward = base.forward(definition, capture=True)
+    forward, registers = base.forward(definition, capture=True), config.model.registers
 
     @jax.jit
-    def logits_and_maps(params, images):
+    def compute(params, images):
         logits, out = forward(params, images)
-        return logits, attention.layer_maps(out["query"], out["key"], config.model.registers)
+        maps = attention.layer_maps(out["query"], out["key"], registers)
+        return logits, maps, out["query"], out["key"]
 
-    logits, maps = jax.device_get(logits_and_maps(params, batch["image"]))
+    logits, maps, query, key = jax.device_get(compute(params, batch["image"]))
     rows = batch["image"].shape[1] // config.model.patch_size
     maps = maps.reshape(*maps.shape[:3], rows, -1)
+    read = np.flatnonzero(valid)
+    packed = explorer.pack_first(query[:, read], key[:, read], maps.shape[-2:], registers)
     names = data.val.class_names
     shown = []
-    for row in np.flatnonzero(valid):
+    for place, row in enumerate(read):
         entry = {"image": batch["image"][row], "maps": maps[row]}
+        if place < len(packed):
+            entry["packed"] = packed[place]
         if config.model.classes:
             predicted = int(logits[row].argmax())
             entry["label"] = names[batch["label"][row]]

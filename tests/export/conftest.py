@@ -1,8 +1,12 @@
 """A made-up run that looks like a real one: photographs, attention on objects, metrics."""
 
+import shutil
+
 import numpy as np
 import pytest
 from skimage import data, transform
+
+from crate_jax.export import explorer
 
 LAYERS, HEADS, GRID, SIDE = 6, 6, 8, 64
 CLASSES = ("sneaker", "coat", "trouser", "sandal", "pullover", "bag")
@@ -105,10 +109,69 @@ LEDE = (
 )
 
 
+def subspaces(examples, layers=LAYERS, heads=HEADS, d_head=8, seed=2):
+    """w f32[layers, b, 1+n, heads, d_head] that knows of colour, place and object."""
+    rng, patch = np.random.default_rng(seed), SIDE // GRID
+    y, x = np.mgrid[:GRID, :GRID] / GRID
+    place = np.stack([np.cos(6 * x), np.sin(6 * y)], -1)
+    known = []
+    for example in examples:
+        colour = example["image"].reshape(GRID, patch, GRID, patch, 3).mean((1, 3)) / 85 - 1.5
+        inside = 2 * example["mask"].reshape(GRID, patch, GRID, patch).mean((1, 3))[..., None]
+        patches = np.concatenate([colour, place, inside], -1).reshape(-1, 6)
+        known.append(np.concatenate([[[0, 0, 0, 0, 0, 1.5]], patches]))
+    mixed = np.stack(known) @ rng.normal(0, 0.6, (layers, 1, 6, heads * d_head))
+    return mixed.reshape(layers, len(known), -1, heads, d_head).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """Chromium without a head."""
+    pytest.importorskip("selenium", reason="not installed: the extra `dev`")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    chrome, driver = shutil.which("chromium") or shutil.which("google-chrome"), "chromedriver"
+    if not (chrome and shutil.which(driver)):
+        pytest.skip("no chromium and chromedriver on this machine")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chrome
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(shutil.which(driver)))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="session")
+def captured():
+    """Three examples with what the explorer needs, and their w f32[4, 3, 1+n, 3, 8]."""
+    shown = examples(3, layers=4, heads=3)
+    coordinates = subspaces(shown, layers=4, heads=3)
+    packed = explorer.pack_first(coordinates, coordinates, (GRID, GRID))
+    return [e | {"packed": p} for e, p in zip(shown, packed, strict=True)], coordinates
+
+
 @pytest.fixture(scope="session")
 def run():
     """What `write_report` takes, all of it."""
     shown = examples()
+    coordinates = subspaces(shown[:4])
+    for example, packed in zip(
+        shown, explorer.pack_first(coordinates, coordinates, (GRID, GRID)), strict=False
+    ):
+        example["packed"] = packed
     return {
         "title": "CRATE on scenes",
         "lede": LEDE,

@@ -1,47 +1,11 @@
 """The pages in a real browser, without a head."""
 
-import shutil
-
 import numpy as np
 import pytest
 
-pytest.importorskip("selenium", reason="not installed: the extra `dev`")
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
-from selenium.webdriver.support.wait import WebDriverWait
-
 from crate_jax.export import overlays, report
 
-CHROME = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (CHROME and DRIVER), reason="no chromium and chromedriver on this machine"
-    ),
-]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROME
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +65,8 @@ def test_linked_pictures_of_a_gallery_are_drawn(browser, tmp_path):
     (tmp_path / "overlays" / "a b.png").write_bytes(overlays.encode(picture))
     items = [{"name": "a", "panels": [("masks", "overlays/a%20b.png")]}]
     path = report.write_gallery(tmp_path / "i.html", title="t", items=items, settings={})
+    from selenium.webdriver.support.wait import WebDriverWait
+
     browser.get(path.as_uri())
     # Linked pictures load lazily, so perhaps after the page.
     drawn = "const i = document.images[0]; return i.complete && i.naturalWidth"
