@@ -39,6 +39,7 @@ class ImageModelConfig:
 
     family: ClassVar[str]
     takes_registers: ClassVar[bool] = False
+    pools: ClassVar[tuple[str, ...]] = ("cls", "mean")
 
     image_size: tuple[int, int] = described(
         (224, 224), "px, (height, width) that the positions belong to"
@@ -49,7 +50,10 @@ class ImageModelConfig:
     heads: int = described(12, "of attention")
     head_dim: int = described(None, "None: dim / heads")
     classes: int = described(1000, "0: no head; the features are returned as logits")
-    pool: Literal["cls", "mean"] = described("cls", "what the head reads: cls, or mean of tokens")
+    pool: Literal["cls", "mean", "last_vit"] = described(
+        "cls",
+        "what the head reads: cls, mean of tokens, or last_vit (patches alone, models/pooling.py)",
+    )
     positions: Rule = described(
         "size", f"how positions are resampled to another image size: {', '.join(RULES)}"
     )
@@ -85,7 +89,7 @@ class ImageModelConfig:
                 )
             object.__setattr__(self, "head_dim", self.dim // self.heads)
         self.expect_whole("head_dim")
-        self.expect("pool", ("cls", "mean"))
+        self.expect("pool", self.pools)
         self.expect("positions", RULES)
 
     def expect(self, name: str, choices: tuple[str, ...]) -> None:

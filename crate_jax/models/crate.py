@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from crate_jax.models import pooling
 from crate_jax.models.base import Computation, ImageModelConfig, Transformer, described
 from crate_jax.models.layers import ISTA, MSSA, Layer, Tokens, layer_norm
 from crate_jax.models.linear import LinearOptions, linear
@@ -28,6 +29,7 @@ class CrateConfig(ImageModelConfig):
     """What a CRATE is; see `ImageModelConfig` for the shared fields."""
 
     family: ClassVar[str] = "crate"
+    pools: ClassVar[tuple[str, ...]] = ("cls", "mean", "last_vit")
 
     attention: Attention = described("mssa", "mhsa: untied query, key, value (CRATE-MHSA)")
     nonlinearity: Nonlinearity = described("ista", "ista-soft-threshold (CRATE-sth), mlp")
@@ -98,12 +100,18 @@ class Crate(Transformer[CrateConfig]):
         return self.embed_norm(self.patch_embed(x))
 
     def pool(self, z: Tokens) -> Float[Array, "b d"]:
-        """[CLS], or the mean over all tokens, [CLS] included, as the public code has it."""
+        """[CLS], or the mean over all tokens, [CLS] included, as the public code has it.
+
+        LaSt-ViT's pooling stands behind the head's LayerNorm, as in a ViT, and not before it.
+        """
+        if self.config.pool == "last_vit":
+            patches = z[:, 1:]
+            return pooling.last_vit(patches if self.head_norm is None else self.head_norm(patches))
         return z[:, 0] if self.config.pool == "cls" else jnp.mean(z, axis=1, dtype=jnp.float32)
 
     def classify(self, features: Float[Array, "b d"]) -> Float[Array, "b classes"]:
         """Features [b, d] -> logits [b, classes]."""
         if self.head is None or self.head_norm is None:
             return features
-        x = self.head_norm(features)
+        x = features if self.config.pool == "last_vit" else self.head_norm(features)
         return self.head(x if self.head_hidden is None else self.head_hidden(x))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from crate_jax.models import pooling
 from crate_jax.models.base import Computation, ImageModelConfig, Transformer, described
 from crate_jax.models.layers import Heads, Layer, Tokens, attend, layer_norm
 from crate_jax.models.linear import LinearOptions, linear
@@ -26,6 +27,7 @@ class ViTConfig(ImageModelConfig):
 
     family: ClassVar[str] = "vit"
     takes_registers: ClassVar[bool] = True
+    pools: ClassVar[tuple[str, ...]] = ("cls", "mean", "last_vit")
 
     mlp_ratio: float = described(4.0, "width of the MLP by dim")
     epsilon: float = described(1e-6, "of every LayerNorm")
@@ -130,10 +132,12 @@ class ViT(Transformer[ViTConfig]):
         return self.patch_embed(patchify(images, self.config.patch_size))
 
     def pool(self, z: Tokens) -> Float[Array, "b d"]:
-        """LN(z)[CLS], or LN of the mean over the patch tokens, or the mean of LN(z)."""
+        """LN(z)[CLS], LN of the mean over the patch tokens, the mean of LN(z), or LaSt-ViT's."""
         if self.config.pool == "cls":
             return self.norm(z[:, 0])
         patches = z[:, 1 + self.config.registers :]
+        if self.config.pool == "last_vit":
+            return pooling.last_vit(self.norm(patches))
         if self.config.norm_before_pool:
             return jnp.mean(self.norm(patches), axis=1, dtype=jnp.float32)
         return self.norm(jnp.mean(patches, axis=1, dtype=jnp.float32))
