@@ -18,7 +18,7 @@ from crate_jax.models.crate_alpha import CrateAlpha, CrateAlphaConfig
 from crate_jax.models.crate_mae import CrateMAE, CrateMAEConfig
 from crate_jax.models.vit import ViT, ViTConfig
 
-Count = TypeVar("Count", int, float)
+_Count = TypeVar("_Count", int, float)
 FAMILIES: dict[str, tuple[type[ImageModelConfig], Callable[..., Transformer]]] = {
     "crate": (CrateConfig, Crate),
     "crate_alpha": (CrateAlphaConfig, CrateAlpha),
@@ -159,7 +159,7 @@ def count_parameters(config: ImageModelConfig) -> int:
     return over_layers(config, count)
 
 
-def over_layers(config: ImageModelConfig, count: Callable[[ImageModelConfig], Count]) -> Count:
+def over_layers(config: ImageModelConfig, count: Callable[[ImageModelConfig], _Count]) -> _Count:
     """A count that grows by the same with every layer, of a network of any depth.
 
     Layers are alike, so one and two of them tell any number, in a fraction of the tracing.

@@ -85,7 +85,8 @@ def layer_maps(
     Returns:
         f32[b, layers, heads, n].
     """
-    return jnp.stack([cls_maps(q, k, registers) for q, k in zip(query, key, strict=True)], axis=1)
+    layers = zip(jnp.asarray(query), jnp.asarray(key), strict=True)
+    return jnp.stack([cls_maps(q, k, registers) for q, k in layers], axis=1)
 
 
 def keep_mass(
@@ -250,5 +251,7 @@ def upsample(
         return jnp.take(by_row, cell_of_pixel(columns, width), axis=-1)
     if mode == "bilinear":
         shape = (*maps.shape[:-2], height, width)
-        return jax.image.resize(maps.astype(jnp.float32), shape, "bilinear", precision="highest")
+        return jax.image.resize(
+            maps.astype(jnp.float32), shape, "bilinear", precision=jax.lax.Precision.HIGHEST
+        )
     raise ValueError(f"expected mode 'nearest' or 'bilinear'; got {mode!r}")

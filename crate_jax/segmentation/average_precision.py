@@ -7,6 +7,7 @@ all ground truth is one class, a mask's box is its tight box, and every mask has
 import contextlib
 import copy
 import io
+from typing import Any, Literal
 
 import numpy as np
 from pycocotools import mask as rle
@@ -66,7 +67,7 @@ def coco_ap(
             f"expected predictions of the {len(sizes)} annotated images; got {len(unknown)} "
             f"other image ids, the first {unknown[0]!r}. Use the data set's own image ids"
         )
-    truth = COCO()
+    truth: Any = COCO()  # its stubs know files on disk only
     truth.dataset = _as_one_class(ground_truth, sizes)
     scored = [
         {
@@ -77,11 +78,12 @@ def coco_ap(
         }
         for number, p in enumerate(predictions)
     ]
-    result = {}
+    result: dict[str, float] = {}
+    kinds: tuple[tuple[str, Literal["bbox", "segm"]], ...] = (("box", "bbox"), ("mask", "segm"))
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth.createIndex()
         found = truth.loadRes(scored) if scored else _without_predictions(truth)
-        for kind, iou_type in (("box", "bbox"), ("mask", "segm")):
+        for kind, iou_type in kinds:
             evaluation = COCOeval(truth, found, iou_type)
             evaluation.evaluate()
             evaluation.accumulate()
@@ -117,7 +119,7 @@ def _as_one_class(ground_truth: dict, sizes: dict) -> dict:
     }
 
 
-def _segmentation(holder: dict, sizes: dict, name: str) -> dict:
+def _segmentation(holder: dict, sizes: dict, name: str) -> Any:
     """The run-length code of a prediction or an annotation."""
     image = holder["image_id"]
     what = f"{name}, of image {image!r}: segmentation"

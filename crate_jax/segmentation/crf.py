@@ -177,6 +177,8 @@ def _lattice(points: Float64[np.ndarray, "d n"]) -> _Lattice:
         source = np.flatnonzero(keys[at] == target)
         half = np.full(len(source), 0.5, np.float32)
         one_way = sparse.csr_array((half, (source, at[source])), shape=(len(keys),) * 2)
-        identity = sparse.eye_array(len(keys), dtype=np.float32, format="csr")
+        identity = sparse.dia_array(
+            (np.ones((1, len(keys)), np.float32), [0]), shape=(len(keys),) * 2
+        )
         blurs.append((identity + one_way + one_way.T).tocsr())
     return _Lattice(splat, blurs, np.float32(1 / (1 + 2.0**-d)))

@@ -160,7 +160,8 @@ def component(
     mask: Bool[np.ndarray, "rows columns"], seed: int
 ) -> Bool[np.ndarray, "rows columns"]:
     """The 4-connected component of a mask that holds the cell `seed`, counted in reading order."""
-    labels, _ = ndimage.label(mask)
+    labels = np.empty(mask.shape, np.int32)
+    ndimage.label(mask, output=labels)
     return (labels == labels.flat[seed]) & mask
 
 

@@ -224,6 +224,7 @@ class Measured:
         if objects is not None and not len(objects):
             one.without_object = 1
         elif objects is not None:
+            assert maps is not None, "objects without maps"
             one._last = _Maps(maps, self.keep)
             one.first, one.last = objects, one._last.values
             one.own = [_mean_over_objects(one._last, objects)]
@@ -258,7 +259,7 @@ class Measured:
         arrays["without_object"] = np.array(self.without_object)
         if self.first is not None:
             arrays |= {f"first/{name}": array for name, array in vars(self.first).items()}
-            arrays["last"] = self.last
+            arrays["last"] = np.asarray(self.last)
         return arrays
 
     @classmethod
@@ -340,7 +341,7 @@ def estimates(
             untrained = np.array(random.own)
             kinds["_random"] = _by_head(untrained, _fixed_heads(untrained))
             kinds["_gain"] = _differences(kinds[""], kinds["_random"])
-        if len(measured) > 1:
+        if len(measured) > 1 and measured._last is not None and measured.first is not None:
             last = _mean_over_objects(measured._last, measured.first)
             kinds["_other"] = _by_head(np.array([*measured.other, last]), fixed)
             kinds["_own_minus_other"] = _differences(kinds[""], kinds["_other"])

@@ -245,7 +245,8 @@ def _component(
     score = np.where(nodes, -vector if inverted else vector, -np.inf)
     # Duplicated patches have equal entries up to rounding: the first of them, on any machine.
     seed = np.argmax(score >= (1 - 1e-6) * score.max())
-    labels, _ = ndimage.label(foreground.reshape(grid))
+    labels = np.empty(grid, np.int32)
+    ndimage.label(foreground.reshape(grid), output=labels)
     mask = labels == labels.flat[seed]
     rivals = score >= (1 - _TIE) * score.max()
     sign_by_rounding = -vector.min() >= (1 - _TIE) * vector.max()

