@@ -8,6 +8,8 @@ import json
 import os
 import pathlib
 
+from crate_jax.data import listing
+
 _HOW = """Expected the official layout, as it unpacks:
     {root}/{split}/000000000139.jpg ... and {root}/annotations/instances_{split}.json
 Get and unpack into {root}:
@@ -38,8 +40,7 @@ class COCO:
         file = root / "annotations" / f"instances_{split}.json"
         folders = [root / split, root / "images" / split]
         self.folder = next((f for f in folders if f.is_dir()), folders[0])
-        if missing := [str(part) for part in (self.folder, file) if not part.exists()]:
-            raise ValueError(f"COCO: missing {', '.join(missing)}.\n{how}")
+        listing.expect_parts("COCO", [self.folder, file], how)
         try:
             everything = json.loads(file.read_text())
             images = sorted(everything["images"], key=lambda image: image["id"])[:limit]

@@ -12,7 +12,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from crate_jax.data import decode
+from crate_jax.data import decode, listing
 
 VOID = 255
 CLASS_NAMES = (
@@ -50,18 +50,10 @@ class VOC:
         listed = self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
         parts = [self.root / "JPEGImages", self.root / "SegmentationClass", listed]
         how = _HOW.format(root=root, split=split)
-        if missing := [str(part) for part in parts if not part.exists()]:
-            raise ValueError(f"VOC: missing {', '.join(missing)}.\n{how}")
+        listing.expect_parts("VOC", parts, how)
         self.names = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
-        if not self.names:
-            raise ValueError(f"VOC: {listed} lists no image.\n{how}")
         files = [path(name) for name in self.names for path in (self.image_path, self.label_path)]
-        if missing := [str(file) for file in files if not file.is_file()]:
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise ValueError(
-                f"VOC: {len(missing)} of {len(files)} files that {listed} asks for are missing: "
-                f"{', '.join(missing[:3])}{more}.\n{how}"
-            )
+        listing.expect_files("VOC", files, listed, how)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -75,23 +67,27 @@ class VOC:
         return self.root / "SegmentationClass" / f"{name}.png"
 
     def labels(self, name: str) -> np.ndarray:
-        """The label map of an id, uint8[height, width]: 1..20, 0 background, 255 void.
+        """The label map of an id; see `read_labels`."""
+        return read_labels(self.label_path(name))
 
-        Raises:
-            ValueError: a PNG that holds colours in place of class numbers, or that is damaged.
-        """
-        path = self.label_path(name)
-        try:
-            encoded = decode.read(path)
-            _ = encoded.size  # kind, size and checksums, before anything is decoded
-            with Image.open(io.BytesIO(encoded.data), formats=("PNG",)) as image:
-                if image.mode not in ("P", "L"):
-                    raise ValueError(
-                        f"{path}: expected class numbers (a palette PNG), got colours (mode "
-                        f"{image.mode}); take the original file of VOC"
-                    )
-                return np.asarray(image)
-        except decode.CorruptImage as error:
-            raise ValueError(f"{path}: expected a label map, got {error.reason}") from error
-        except (OSError, SyntaxError) as error:  # SyntaxError: Pillow's word for a broken PNG
-            raise ValueError(f"{path}: expected a label map, got {error}") from error
+
+def read_labels(path: pathlib.Path) -> np.ndarray:
+    """A label map uint8[height, width]: 1..20, 0 background, 255 void.
+
+    Raises:
+        ValueError: a PNG that holds colours in place of class numbers, or that is damaged.
+    """
+    try:
+        encoded = decode.read(path)
+        _ = encoded.size  # kind, size and checksums, before anything is decoded
+        with Image.open(io.BytesIO(encoded.data), formats=("PNG",)) as image:
+            if image.mode not in ("P", "L"):
+                raise ValueError(
+                    f"{path}: expected class numbers (a palette PNG), got colours (mode "
+                    f"{image.mode}); take the original file of VOC"
+                )
+            return np.asarray(image)
+    except decode.CorruptImage as error:
+        raise ValueError(f"{path}: expected a label map, got {error.reason}") from error
+    except (OSError, SyntaxError) as error:  # SyntaxError: Pillow's word for a broken PNG
+        raise ValueError(f"{path}: expected a label map, got {error}") from error

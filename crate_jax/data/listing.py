@@ -1,0 +1,38 @@
+"""What a data set's folder must hold, all that is missing named together."""
+
+import pathlib
+from collections.abc import Sequence
+
+_SHOWN = 3
+
+
+def found(places: Sequence[pathlib.Path], *parts: str) -> pathlib.Path:
+    """The place that holds most of the parts; of equal ones the last, which messages then name."""
+    return max(reversed(places), key=lambda place: sum((place / part).exists() for part in parts))
+
+
+def expect_parts(what: str, parts: Sequence[pathlib.Path], how: str) -> None:
+    """Raises ValueError that names every missing folder or list, and says how to get it."""
+    if missing := [str(part) for part in parts if not part.exists()]:
+        raise ValueError(f"{what}: missing {', '.join(missing)}.\n{how}")
+
+
+def expect_files(
+    what: str, files: Sequence[pathlib.Path], listed: pathlib.Path | str, how: str
+) -> None:
+    """Raises ValueError that counts the missing files, names the first, and says how to get them.
+
+    Args:
+        what: the data set.
+        files: that there must be; none at all is an error too.
+        listed: where they are asked for.
+        how: the layout, and where it comes from.
+    """
+    if not files:
+        raise ValueError(f"{what}: {listed} lists no image.\n{how}")
+    if missing := [str(file) for file in files if not file.is_file()]:
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise ValueError(
+            f"{what}: {len(missing)} of {len(files)} files that {listed} asks for are missing: "
+            f"{', '.join(missing[:_SHOWN])}{more}.\n{how}"
+        )
