@@ -223,6 +223,7 @@ def test_a_report_and_its_status(monkeypatch, capsys):
     assert doctor.main([]) == 0
 
 
+@pytest.mark.slow
 def test_a_real_run(tmp_path):
     """From an empty folder, with a secret in the environment that must not be printed."""
     secret = "hf_0123456789abcdef"

@@ -48,7 +48,11 @@ def test_every_block_is_of_a_language_that_is_handled():
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if {"python", "bash"} & set(languages(page))],
+    [
+        pytest.param(page, marks=pytest.mark.slow if page.name == "README.md" else ())
+        for page in PAGES
+        if {"python", "bash"} & set(languages(page))
+    ],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_blocks(page, things, tmp_path, monkeypatch):

@@ -97,7 +97,11 @@ def stepped(text):
     return steps.read_sums(state), int(state["bad_step"]), still, dtypes
 
 
-@pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    # A program to compile each: the twins of a recipe with the slow tests.
+    [pytest.param(*pair, marks=pytest.mark.slow if pair[1] else ()) for pair in ARGUMENTS],
+)
 def test_takes_a_step(name, argument):
     c = toy(configuration.load(name, argument))
     keys = ("model", "optimizer", "dtype", "remat", "label_smoothing")
