@@ -313,11 +313,18 @@ class Transformer(nnx.Module, Generic[Config]):
             ValueError: for shapes that the patch size does not divide, pixels that were not
                 normalised, and unknown layers.
         """
-        z = self.tokens(jnp.asarray(images))
-        z, out = run_layers(self.layers, z, capture, self.remat)
+        images = jnp.asarray(images)
+        z = self.tokens(images)
+        layers = self.on_grid(patch_grid(images, self.config.patch_size))
+        z, out = run_layers(layers, z, capture, self.remat)
         features = self.pool(z).astype(jnp.float32)
         out["features"] = features
         return self.classify(features).astype(jnp.float32), out
+
+    def on_grid(self, grid: tuple[int, int]) -> Sequence[Callable[[Tokens], Any]]:
+        """The layers, for tokens of a grid: it is theirs to know where positions are rotary."""
+        del grid
+        return self.layers
 
     def tokens(self, images: Float[Array, "b h w 3"]) -> Tokens:
         """[b, h, w, 3] -> [b, 1+r+n, d]: all tokens with their positions, before layer 1."""

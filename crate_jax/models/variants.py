@@ -16,6 +16,7 @@ from crate_jax.models.base import Computation, ImageModelConfig, Transformer
 from crate_jax.models.crate import Crate, CrateConfig
 from crate_jax.models.crate_alpha import CrateAlpha, CrateAlphaConfig
 from crate_jax.models.crate_mae import CrateMAE, CrateMAEConfig
+from crate_jax.models.dino import DinoV3, DinoV3Config, dinov2
 from crate_jax.models.vit import ViT, ViTConfig
 
 _Count = TypeVar("_Count", int, float)
@@ -24,6 +25,7 @@ FAMILIES: dict[str, tuple[type[ImageModelConfig], Callable[..., Transformer]]] =
     "crate_alpha": (CrateAlphaConfig, CrateAlpha),
     "crate_mae": (CrateMAEConfig, CrateMAE),
     "vit": (ViTConfig, ViT),
+    "dinov3": (DinoV3Config, DinoV3),
 }
 
 
@@ -86,12 +88,46 @@ def _table() -> dict[str, ImageModelConfig]:
             table[f"vit-{size}{patch}"] = ViTConfig(
                 dim=dim, heads=heads, depth=depth, patch_size=patch
             )
+    table |= _dino()
     # For tests: seconds on a CPU.
     tiny: dict[str, Any] = {"image_size": 32, "patch_size": 8, "dim": 24, "heads": 3, "depth": 2}
     table["crate-testing"] = CrateConfig(**tiny, classes=10)
     table["crate-alpha-testing"] = CrateAlphaConfig(**tiny, classes=10)
     table["crate-mae-testing"] = CrateMAEConfig(**tiny, decoder_depth=2)
     table["vit-testing"] = ViTConfig(**tiny, classes=10)
+    table["dinov3-testing"] = DinoV3Config(**tiny, registers=0, classes=10)
+    return table
+
+
+def _dino() -> dict[str, ImageModelConfig]:
+    table: dict[str, ImageModelConfig] = {}
+    gated: dict[str, Any] = {"ffn": "swiglu"}
+    giant: dict[str, Any] = gated | {"mlp_ratio": 4096 / 1536}
+    # 2304.07193, and with four registers 2309.16588.
+    for size, dim, heads, depth, ffn in (
+        ("s", 384, 6, 12, {}),
+        ("b", 768, 12, 12, {}),
+        ("l", 1024, 16, 24, {}),
+        ("g", 1536, 24, 40, giant),
+    ):
+        table[f"dinov2-{size}14"] = dinov2(dim, heads, depth, **ffn)
+        table[f"dinov2-{size}14-reg4"] = dinov2(dim, heads, depth, registers=4, **ffn)
+    # 2502.10385: SimDINO is DINO's ViT itself, vit-b16 and vit-l16 without a head.
+    for size, dim, heads, depth in (("b", 768, 12, 12), ("l", 1024, 16, 24)):
+        table[f"simdinov2-{size}16"] = dinov2(
+            dim, heads, depth, registers=4, patch_size=16, image_size=(224, 224)
+        )
+    # 2508.10104.
+    for size, dim, heads, depth, ffn in (
+        ("s16", 384, 6, 12, {}),
+        ("s16plus", 384, 6, 12, gated),
+        ("b16", 768, 12, 12, {}),
+        ("l16", 1024, 16, 24, {}),
+        ("l16plus", 1024, 16, 24, gated),
+        ("h16plus", 1280, 20, 32, gated),
+        ("7b16", 4096, 32, 40, gated | {"mlp_ratio": 2.0, "qkv_bias": False}),
+    ):
+        table[f"dinov3-{size}"] = DinoV3Config(dim=dim, heads=heads, depth=depth, **ffn)
     return table
 
 

@@ -1,13 +1,15 @@
-"""ViT in DINO's form: the black-box baseline.
+"""ViT in DINO's form: the black-box baseline, and with its options DINOv2's and timm's.
 
 Convolutional patch embedding, bias in qkv, erf GELU, LayerNorm epsilon 1e-6 (2104.14294 and its
 code, which is timm's ViT). The ViT of 2306.01129 is timm's with `global_pool=True`, the mean of the
 patch tokens: its [CLS] gets no direct supervision. Ours pools by [CLS]; `pool="mean"` is the
-control.
+control. What DINOv2 adds (2304.07193, 2309.16588): registers, LayerScale and, in its giant, a gated
+FFN; `dino.dinov2` has them together. timm's variants are combinations of the same.
 """
 
 import dataclasses
-from typing import ClassVar, Unpack
+from collections.abc import Callable
+from typing import ClassVar, Literal, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,10 @@ from crate_jax.models.layers import Heads, Layer, Tokens, attend, layer_norm
 from crate_jax.models.linear import LinearOptions, linear
 from crate_jax.models.patches import patchify
 
+FFN = Literal["mlp", "swiglu"]
+LAYER_SCALE = 1e-5  # where training starts, as DINOv2's does
+Rotate = Callable[[Heads], Heads]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViTConfig(ImageModelConfig):
@@ -29,13 +35,17 @@ class ViTConfig(ImageModelConfig):
     takes_registers: ClassVar[bool] = True
     pools: ClassVar[tuple[str, ...]] = ("cls", "mean", "last_vit")
 
-    mlp_ratio: float = described(4.0, "width of the MLP by dim")
+    ffn: FFN = described("mlp", "second operator of a layer: mlp, or swiglu, which is gated")
+    mlp_ratio: float = described(4.0, "inner width of that operator by dim")
+    layer_scale: bool = described(False, "a learned factor for each channel of a layer's updates")
+    qkv_bias: bool = described(True, "a bias in query, key and value")
     epsilon: float = described(1e-6, "of every LayerNorm")
     # timm's models with global_pool="avg" have it before without their fc_norm, after with it.
     norm_before_pool: bool = described(False, "last norm before the mean of tokens, not after")
 
     def __post_init__(self):
         super().__post_init__()
+        self.expect("ffn", get_args(FFN))
         self.expect_finite("mlp_ratio", least=1 / self.dim)  # at least one hidden unit
 
 
@@ -61,13 +71,21 @@ class MHSA(nnx.Module):
         self.qkv = linear(dim, 3 * width, rngs=rngs, bias=qkv_bias, **options)
         self.output = linear(width, dim, rngs=rngs, **options)
 
-    def __call__(self, x: Tokens) -> tuple[Tokens, Heads, Heads]:
-        """x [b, tokens, d], normalised -> (update [b, tokens, d], query, key)."""
-        width = self.heads * self.head_dim
-        split = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, self.head_dim)
+    def __call__(self, x: Tokens, rotate: Rotate | None = None) -> tuple[Tokens, Heads, Heads]:
+        """x [b, tokens, d], normalised -> (update [b, tokens, d], query, key).
+
+        `rotate` turns query and key by their positions; both are returned as they were used.
+        """
+        split = self.project(x).reshape(*x.shape[:2], 3, self.heads, self.head_dim)
         query, key, value = jnp.moveaxis(split, 2, 0)
-        update = attend(query, key, value).reshape(*x.shape[:2], width)
+        if rotate is not None:
+            query, key = rotate(query), rotate(key)
+        update = attend(query, key, value).reshape(*x.shape[:2], self.heads * self.head_dim)
         return self.output(update), query, key
+
+    def project(self, x: Tokens) -> Float[Array, "b tokens qkv"]:
+        """x [b, tokens, d] -> query, key, value of all heads, side by side."""
+        return self.qkv(x)
 
 
 class MLP(nnx.Module):
@@ -88,6 +106,58 @@ class MLP(nnx.Module):
     def __call__(self, x: Tokens) -> Tokens:
         """x [b, tokens, d] -> [b, tokens, d]."""
         return self.contract(jax.nn.gelu(self.expand(x), approximate=False))
+
+
+class SwiGLU(nnx.Module):
+    """Gated FFN (2002.05202): (silu(g) * u) W + b, [g, u] = x V + c, each `ratio` * d wide."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        rngs: nnx.Rngs,
+        ratio: float,
+        **options: Unpack[LinearOptions],
+    ):
+        hidden = int(dim * ratio)
+        self.expand = linear(dim, 2 * hidden, rngs=rngs, **options)
+        self.contract = linear(hidden, dim, rngs=rngs, **options)
+
+    def __call__(self, x: Tokens) -> Tokens:
+        """x [b, tokens, d] -> [b, tokens, d]."""
+        gate, up = jnp.split(self.expand(x), 2, axis=-1)
+        return self.contract(jax.nn.silu(gate) * up)
+
+
+OPERATORS: dict[FFN, type[MLP] | type[SwiGLU]] = {"mlp": MLP, "swiglu": SwiGLU}
+
+
+class ScaledLayer(Layer):
+    """A layer with skips and LayerScale: z += s1 * attention(LN z), z += s2 * operator(LN z).
+
+    s1 and s2, one number a channel, start small (2103.17239), so that a deep network starts near
+    the identity. `rotate` is the attention's.
+    """
+
+    def __init__(
+        self,
+        attention: MHSA,
+        operator: MLP | SwiGLU,
+        *,
+        dim: int,
+        epsilon: float,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(attention, operator, dim=dim, epsilon=epsilon, skip=True, rngs=rngs)
+        self.attention_scale = nnx.Param(jnp.full(dim, LAYER_SCALE))
+        self.operator_scale = nnx.Param(jnp.full(dim, LAYER_SCALE))
+
+    def __call__(self, z: Tokens, *rotate: Rotate) -> tuple[Tokens, Heads, Heads]:
+        """z [b, tokens, d] -> (next z, query, key)."""
+        update, query, key = self.attention(self.attention_norm(z), *rotate)
+        half = z + update * self.attention_scale[...][None, None].astype(z.dtype)
+        update = self.operator(self.operator_norm(half))
+        return half + update * self.operator_scale[...][None, None].astype(z.dtype), query, key
 
 
 class ViT(Transformer[ViTConfig]):
@@ -123,13 +193,19 @@ class ViT(Transformer[ViTConfig]):
 
     def _layer(self, rngs: nnx.Rngs, init: LinearOptions) -> Layer:
         c = self.config
-        attention = MHSA(c.dim, c.heads, c.head_dim, rngs=rngs, qkv_bias=True, **init)
-        operator = MLP(c.dim, rngs=rngs, ratio=c.mlp_ratio, **init)
+        attention = MHSA(c.dim, c.heads, c.head_dim, rngs=rngs, qkv_bias=c.qkv_bias, **init)
+        operator = OPERATORS[c.ffn](c.dim, rngs=rngs, ratio=c.mlp_ratio, **init)
+        if c.layer_scale:
+            return ScaledLayer(attention, operator, dim=c.dim, epsilon=c.epsilon, rngs=rngs)
         return Layer(attention, operator, dim=c.dim, epsilon=c.epsilon, skip=True, rngs=rngs)
 
     def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
         """[b, h, w, 3] -> patch tokens [b, n, d]."""
         return self.patch_embed(patchify(images, self.config.patch_size))
+
+    def normalise(self, z: Tokens) -> Tokens:
+        """LN(z) of all tokens: what DINOv2's and timm's code call a layer's features."""
+        return self.norm(z)
 
     def pool(self, z: Tokens) -> Float[Array, "b d"]:
         """LN(z)[CLS], LN of the mean over the patch tokens, the mean of LN(z), or LaSt-ViT's."""

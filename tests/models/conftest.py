@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from crate_jax.convert import weights
+from crate_jax.convert import layouts, weights
 from crate_jax.models import base
 from crate_jax.models.crate import CrateConfig
 from crate_jax.models.crate_alpha import CrateAlphaConfig
@@ -38,7 +38,9 @@ class Case:
             for k, v in self.arrays.items()
             if k.startswith("state_dict/")
         }
-        self.params = weights.to_params(self.state, self.config, "pytorch")
+        self.params = weights.to_params(
+            self.state, self.config, layouts.of(self.config.family, "pytorch")
+        )
         self.model = weights.build(self.params, self.config)
 
     def __call__(self, images, **kwargs):

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from crate_jax.convert import names, weights
+from crate_jax.convert import layouts, names, weights
 from crate_jax.models import base
 
 
@@ -44,7 +44,9 @@ def test_crate_loss_and_gradients(reference, error):
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(params)
     assert float(value) == pytest.approx(float(case["loss_label_smoothing_0_1"]), rel=1e-5)
-    theirs = weights.to_state(dict(names.flatten(gradients)), case.config, "pytorch")
+    theirs = weights.to_state(
+        dict(names.flatten(gradients)), case.config, layouts.of("crate", "pytorch")
+    )
     expected = {k.removeprefix("grad/"): v for k, v in case.arrays.items() if k[:5] == "grad/"}
     assert set(theirs) == set(expected)
     for name, gradient in expected.items():

@@ -10,7 +10,13 @@ import pytest
 
 from crate_jax.models import base, layers, patches, variants
 
-TESTING = ("crate-testing", "crate-alpha-testing", "crate-mae-testing", "vit-testing")
+TESTING = (
+    "crate-testing",
+    "crate-alpha-testing",
+    "crate-mae-testing",
+    "vit-testing",
+    "dinov3-testing",
+)
 
 
 @functools.cache
@@ -48,8 +54,72 @@ def test_shapes_and_capture(name, run):
     assert set(out) == {"features"}
 
 
+DINOV2 = {"layer_scale": True, "ffn": "swiglu", "qkv_bias": False, "registers": 2}
+
+
+@pytest.mark.parametrize("fields", [DINOV2, {"positions": "antialias"}])
+def test_vit_with_the_options_of_dinov2(fields, run):
+    model = tiny("vit-testing", **fields)
+    r = model.config.registers
+    logits, out = run(model, images(24, 40), capture=True)
+    assert logits.shape == (2, 10)
+    assert out["tokens"].shape == (2, 2, 1 + r + 15, 24)
+    if r:
+        layer = model.layers[0]
+        assert layer.attention.qkv.bias is None
+        z = model.tokens(images(24, 40))
+        update, *_ = layer.attention(layer.attention_norm(z))
+        half = z + layer.attention_scale[...][None, None] * update
+        gate, up = jnp.split(layer.operator.expand(layer.operator_norm(half)), 2, axis=-1)
+        update = layer.operator.contract(jax.nn.silu(gate) * up)
+        after = half + layer.operator_scale[...][None, None] * update
+        np.testing.assert_allclose(out["tokens"][0], after, atol=1e-4)
+
+
+def test_layer_scale_starts_near_the_identity():
+    model = variants.build(variants.config("vit-testing", layer_scale=True), 0)
+    z = model.tokens(images())
+    np.testing.assert_allclose(model.layers[0](z)[0], z, atol=1e-3)
+    assert np.ptp(z) > 0.01
+
+
+def test_rotary_positions(run):
+    """Queries and keys of patches as attention uses them, and keys as they were before."""
+    model = variants.build(variants.config("dinov3-testing", registers=2), 0)
+    _, out = run(model, images(24, 40), capture=True)
+    assert out["key_unrotated"].shape == out["key"].shape == (2, 2, 3 + 15, 3, 8)
+    np.testing.assert_array_equal(out["key"][:, :, :3], out["key_unrotated"][:, :, :3])
+    z = model.tokens(images(24, 40))
+    _, query, key = model.layers[0].attention(model.layers[0].attention_norm(z))
+    np.testing.assert_allclose(out["key_unrotated"][0], key, atol=1e-5)
+    # The rotation by hand, in complex numbers: pairs are channels k and k + d_head / 2.
+    rows, columns = np.meshgrid((np.arange(3) + 0.5) / 3, (np.arange(5) + 0.5) / 5, indexing="ij")
+    place = 2 * np.stack([rows.ravel(), columns.ravel()]) - 1
+    angles = 2 * np.pi * place[:, :, None] / np.array([1, 100**0.5])
+    angles = np.concatenate(list(angles), axis=-1)[None, :, None]
+    query = np.asarray(query)[:, 3:]
+    paired = (query[..., :4] + 1j * query[..., 4:]) * np.exp(1j * angles)
+    turned = np.concatenate([paired.real, paired.imag], axis=-1)
+    np.testing.assert_allclose(np.asarray(out["query"])[0][:, 3:], turned, atol=1e-4)
+
+
+def test_dinov3_without_a_bias_in_the_key():
+    model = tiny("dinov3-testing")
+    attention = model.layers[0].attention
+    z = jax.random.normal(jax.random.key(0), (1, 4, 24))
+    query, key, value = jnp.split(attention.project(z) - attention.qkv(z), 3, axis=-1)
+    assert not key.any()
+    assert query.any()
+    assert value.any()
+    wide = tiny("dinov3-testing", qkv_bias=False, cls_norm=True, ffn="swiglu", pool="mean")
+    assert wide(images(24, 40))[0].shape == (2, 10)
+    with pytest.raises(ValueError, match="positions: dinov3 resamples none"):
+        variants.config("dinov3-testing", positions="dino")
+    with pytest.raises(ValueError, match="head_dim: expected a multiple of 4"):
+        variants.config("dinov3-testing", head_dim=6)
+
+
 def test_registers_are_between_cls_and_the_patches(run):
-    assert all(v.registers == 0 for v in variants.VARIANTS.values() if v.family != "vit")
     model = tiny("vit-testing", registers=2, classes=0, pool="mean")
     _, out = run(model, images(24, 40), capture=True)
     assert model.config.registers == 2
@@ -173,6 +243,8 @@ def test_mean_pooling(name, run, error):
         expected = model.norm(tokens[:, 1:].mean(1))
     elif name == "crate-mae-testing":
         expected = model.norm(tokens).mean(1)
+    elif name == "dinov3-testing":  # the mean of LN over patches
+        expected = model.norm(tokens)[:, 1:].mean(1)
     else:  # the mean over all tokens, before the head's LN
         expected = tokens.mean(1)
     assert error(out["features"], expected) < 1e-5

@@ -51,7 +51,7 @@ def test_notebook_lays_the_width_on_the_first_axis():
 
 @pytest.mark.usefixtures("types_unchecked")
 def test_unknown_rule():
-    with pytest.raises(ValueError, match="expected one of size, dino, notebook"):
+    with pytest.raises(ValueError, match="expected one of size, dino, antialias"):
         resize_positions(table(2, 2), (2, 2), (3, 3), "bilinear")
 
 

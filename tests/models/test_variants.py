@@ -49,10 +49,30 @@ PARAMETERS = {
     "vit-l14": 304_203_752,
     "vit-l16": 304_326_632,
     "vit-l32": 306_535_400,
+    # The published counts less the mask token's d, which only DINO's training uses.
+    "dinov2-s14": 22_056_576 - 384,
+    "dinov2-s14-reg4": 22_056_576 + 3 * 384,
+    "dinov2-b14": 86_580_480 - 768,
+    "dinov2-b14-reg4": 86_580_480 + 3 * 768,
+    "dinov2-l14": 304_368_640 - 1024,
+    "dinov2-l14-reg4": 304_368_640 + 3 * 1024,
+    "dinov2-g14": 1_136_480_768 - 1536,
+    "dinov2-g14-reg4": 1_136_480_768 + 3 * 1536,
+    "simdinov2-b16": 85_820_160,
+    "simdinov2-l16": 303_354_880,
+    # Those of the layers, and the periods of the rotary positions.
+    "dinov3-s16": 21_596_176,
+    "dinov3-s16plus": 28_692_496,
+    "dinov3-b16": 85_659_664,
+    "dinov3-l16": 303_128_592,
+    "dinov3-l16plus": 403_890_192,
+    "dinov3-h16plus": 840_591_376,
+    "dinov3-7b16": 6_716_031_008,
     "crate-testing": 9_490,
     "crate-alpha-testing": 17_074,
     "crate-mae-testing": 17_376,
     "vit-testing": 19_810,
+    "dinov3-testing": 19_452,
 }
 
 
