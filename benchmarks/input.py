@@ -9,7 +9,7 @@
 Measured is what training reads: JPEG decoding, Inception crop to 224 px, flip, batches of uint8,
 through Grain's worker processes into this one; for comparison tf.data's usual form of the same
 (decode_and_crop_jpeg, bilinear resize, flip, batch), where TensorFlow is installed, in turns with
-ours and in a process of its own. Two figures each: images/s by the clock, which is what the step
+ours and in a process of its own. Two rates each: images/s by the clock, which is what the step
 gets, and images per CPU-second of all processes together, which is what a core is worth and hardly
 depends on who else uses the machine. The first batches, in which workers start, do not count.
 

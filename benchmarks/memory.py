@@ -101,17 +101,17 @@ def kept_an_image(config):
     import jax
 
     from crate_jax.models import base, variants
-    from crate_jax.training import step as steps
+    from crate_jax.training.step import objective
 
     model_config = variants.from_dict(config.model.to_dict())
     abstract = variants.abstract(model_config, dtype=config.dtype, remat=config.remat)
     definition, params = base.split(abstract)
-    objective = steps.objective(config)
+    of_batch = objective(config)
 
     def kept(size):
         def backward(params, batch):
             def loss(params):
-                return objective(base.merge(definition, params), batch, jax.random.key(0))[0]
+                return of_batch(base.merge(definition, params), batch, jax.random.key(0))[0]
 
             return jax.vjp(loss, params)[1]
 
@@ -127,13 +127,13 @@ def planned(config, size):
 
     from crate_jax.models import base, variants
     from crate_jax.training import optim
-    from crate_jax.training import step as steps
+    from crate_jax.training.step import make_step, objective
 
     model_config = variants.from_dict(config.model.to_dict())
     abstract = variants.abstract(model_config, dtype=config.dtype, remat=config.remat)
-    step = steps.make_step(
+    step = make_step(
         base.split(abstract)[0],
-        steps.objective(config),
+        objective(config),
         optim.optimizer(config.optimizer, lambda _: config.optimizer.learning_rate),
         seed=0,
     )
@@ -149,12 +149,12 @@ def _shapes(config):
 
     from crate_jax.models import base, variants
     from crate_jax.training import optim
-    from crate_jax.training import step as steps
+    from crate_jax.training.step import initial, metric_names
 
     params = base.split(variants.abstract(variants.from_dict(config.model.to_dict())))[1]
     optimizer = optim.optimizer(config.optimizer, lambda _: config.optimizer.learning_rate)
-    figures = steps.metric_names(config)
-    return params, jax.eval_shape(lambda p: steps.initial(optimizer, p, figures), params)
+    metrics = metric_names(config)
+    return params, jax.eval_shape(lambda p: initial(optimizer, p, metrics), params)
 
 
 def _batch(model_config, size):

@@ -48,13 +48,13 @@ def load(argument, **changes):
 
 
 def measure(config, count=20):
-    """Figures by name; times are medians over `count` steps, each waited for."""
+    """Numbers by name; times are medians over `count` steps, each waited for."""
     import jax
     import numpy as np
 
     from crate_jax.models import base, variants
     from crate_jax.training import optim, sharding, throughput
-    from crate_jax.training import step as steps
+    from crate_jax.training.step import flops_per_image, initial, make_step, metric_names, objective
 
     mesh = sharding.make_mesh(config.fsdp)
     sharding.check_batch("batch_size", config.batch_size, mesh, config.accumulate)
@@ -65,14 +65,12 @@ def measure(config, count=20):
 
     def init(key):
         params = base.split(variants.build(model_config, key, **options))[1]
-        return params, steps.initial(optimizer, params, steps.metric_names(config))
+        return params, initial(optimizer, params, metric_names(config))
 
     key = jax.random.key(0)
     shardings = sharding.state_shardings(mesh, jax.eval_shape(init, key))
     params, training = jax.jit(init, out_shardings=shardings)(key)
-    step = steps.make_step(
-        definition, steps.objective(config), optimizer, seed=0, accumulate=config.accumulate
-    )
+    step = make_step(definition, objective(config), optimizer, seed=0, accumulate=config.accumulate)
     rng = np.random.default_rng(0)
     local = config.batch_size // jax.process_count()
     batch = {
@@ -93,7 +91,7 @@ def measure(config, count=20):
         params, training = jax.block_until_ready(compiled(params, training, batch))
         seconds.append(time.perf_counter() - begin)
     second = statistics.median(seconds[3:])
-    device, flops = mesh.devices.flat[0], steps.flops_per_image(config, model_config)
+    device, flops = mesh.devices.flat[0], flops_per_image(config, model_config)
     rate = config.batch_size / second
     result = {
         "device": f"{mesh.size} x {device.device_kind}",

@@ -6,16 +6,16 @@ Three quarters of the patches are hidden and reconstructed (2404.02446); the rep
 images beside what was seen of them and what the network makes of it.
 """
 
-from crate_jax import config as configuration
+from crate_jax import config
 
 
 def get_config(arg=None):
     """The config; no arguments."""
-    configuration.arguments(arg)
-    c = configuration.default()
+    config.arguments(arg)
+    c = config.default()
     c.steps = 1500
     c.batch_size = 64
-    c.model = configuration.model(
+    c.model = config.model(
         "crate-mae-testing", patch_size=4, dim=128, heads=4, depth=4, decoder_depth=2
     )
     c.data.image_size = 32

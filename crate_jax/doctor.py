@@ -45,7 +45,7 @@ _TRIAL = "from crate_jax import doctor; doctor.trial()"
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class Result:
     """One line of the report: ok; note, worth knowing; problem, something will not work."""
 
     topic: str
@@ -54,22 +54,22 @@ class Finding:
     remedy: str = ""
 
 
-Findings = Iterator[Finding]
-Check = Callable[[], Iterable[Finding]]
+Results = Iterator[Result]
+Check = Callable[[], Iterable[Result]]
 
 
-def examine(checks: Iterable[Check]) -> Findings:
+def examine(checks: Iterable[Check]) -> Results:
     """What the checks find, in their order; one that fails is reported and stops none."""
     for check in checks:
         try:
             yield from check()
         except Exception as error:
             name = getattr(check, "__name__", "check").replace("_", " ")
-            yield Finding(name, "note", f"this check failed: {type(error).__name__}: {error}")
+            yield Result(name, "note", f"this check failed: {type(error).__name__}: {error}")
 
 
-def findings(data: list[str], workdir: str, timeout: float, quick: bool) -> Findings:
-    """All findings, as they are made; `timeout` seconds for the devices, `quick` leaves them."""
+def results(data: list[str], workdir: str, timeout: float, quick: bool) -> Results:
+    """All results, as they are made; `timeout` seconds for the devices, `quick` leaves them."""
     hardware = find_hardware()
     bound = functools.partial
     checks: list[Check] = [
@@ -100,29 +100,29 @@ def find_hardware() -> Hardware:
     return Hardware(len(gpus), bool(tpu))
 
 
-def platforms(hardware: Hardware, environment: Mapping[str, str] = os.environ) -> Findings:
+def platforms(hardware: Hardware, environment: Mapping[str, str] = os.environ) -> Results:
     """Variables that keep JAX from the accelerator, or hand it other CUDA libraries."""
     value = environment.get("JAX_PLATFORMS", "")
     wanted = set(value.lower().split(",")) - {""}
     there = {"cuda", "gpu"} if hardware.gpus else {"tpu"} if hardware.tpu else set()
     if wanted == {"cpu"} and there:
         what = f"{value}: keeps JAX from this machine's {hardware}"
-        yield Finding("JAX_PLATFORMS", "problem", what, "unset JAX_PLATFORMS")
+        yield Result("JAX_PLATFORMS", "problem", what, "unset JAX_PLATFORMS")
     elif missing := wanted & {"cuda", "gpu", "tpu"} - there:
         what = f"{value}, but no {'TPU' if missing == {'tpu'} else 'GPU'} is found here"
-        yield Finding("JAX_PLATFORMS", "problem", what, "unset JAX_PLATFORMS")
+        yield Result("JAX_PLATFORMS", "problem", what, "unset JAX_PLATFORMS")
     elif wanted:
-        yield Finding("JAX_PLATFORMS", "note", f"{value}: JAX uses nothing else")
+        yield Result("JAX_PLATFORMS", "note", f"{value}: JAX uses nothing else")
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if hardware.gpus and visible in ("", "-1", "NoDevFiles"):
         name = "CUDA_VISIBLE_DEVICES"
-        yield Finding(name, "problem", f"{visible!r} hides every GPU", f"unset {name}")
+        yield Result(name, "problem", f"{visible!r} hides every GPU", f"unset {name}")
     if hardware.gpus and "cuda" in (libraries := environment.get("LD_LIBRARY_PATH", "")):
         name, what = "LD_LIBRARY_PATH", f"{libraries} goes before what JAX's wheels bring along"
-        yield Finding(name, "note", what, f"unset {name}")
+        yield Result(name, "note", what, f"unset {name}")
 
 
-def attempt(seconds: float, hardware: Hardware) -> Findings:
+def attempt(seconds: float, hardware: Hardware) -> Results:
     """What `trial` finds in another process within so long, and how that ended.
 
     A backend whose device is held by another process can wait for ever, and a broken driver can end
@@ -143,12 +143,12 @@ def attempt(seconds: float, hardware: Hardware) -> Findings:
     stage = "starting Python"
     for line in (json.loads(line) for line in out.splitlines() if line.startswith("{")):
         if "topic" in line:
-            yield Finding(**line)
+            yield Result(**line)
         else:
             stage = line["stage"]
     if stage != "the end":
         what = f"{stage} {ended}. {' '.join(errors.split()[-50:])}"
-        yield Finding("devices", "problem", what, mend(hardware))
+        yield Result("devices", "problem", what, mend(hardware))
 
 
 def trial() -> None:
@@ -161,12 +161,12 @@ def trial() -> None:
     }
     for name, stage in stages.items():
         print(json.dumps({"stage": name}), flush=True)
-        for finding in stage():
-            print(json.dumps(vars(finding)), flush=True)
+        for result in stage():
+            print(json.dumps(vars(result)), flush=True)
     print(json.dumps({"stage": "the end"}))
 
 
-def imports() -> Findings:
+def imports() -> Results:
     """Imports what tends to break, and tells what did."""
     for name in _FRAGILE:
         try:
@@ -175,10 +175,10 @@ def imports() -> Findings:
             module = {"cv2": "opencv-python-headless"}.get(name, name).partition(".")[0]
             remedy = f"pip install --upgrade --force-reinstall {module.replace('_', '-')}"
             what = f"{name}: {type(error).__name__}: {error}"[:300]
-            yield Finding("import", "problem", " ".join(what.split()), remedy)
+            yield Result("import", "problem", " ".join(what.split()), remedy)
 
 
-def devices(hardware: Hardware) -> Findings:
+def devices(hardware: Hardware) -> Results:
     """Initialises the backend; what JAX has, against what is there."""
     import jax
 
@@ -189,31 +189,30 @@ def devices(hardware: Hardware) -> Findings:
     what = f"{platform}: {listed}; ready in {time.perf_counter() - start:.1f} s"
     if platform == "cpu" and (hardware.gpus or hardware.tpu):
         what += f", though this machine has {hardware}"
-        yield Finding("devices", "problem", what, mend(hardware))
+        yield Result("devices", "problem", what, mend(hardware))
     elif platform != "cpu" and hardware.gpus > len(kinds):
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
         what += f", of {hardware} (CUDA_VISIBLE_DEVICES: {visible})"
-        yield Finding("devices", "note", what)
+        yield Result("devices", "note", what)
     else:
-        yield Finding("devices", "ok", what)
+        yield Result("devices", "ok", what)
 
 
-def training_step(steps: int = 10) -> Findings:
-    """Steps of the smallest CRATE on one batch of scenes, over all devices, as in training.
+def training_step(steps: int = 10) -> Results:
+    """Steps of the smallest CRATE on one batch of scenes, over all devices, as in step.
 
     The same batch every time, so that the loss must fall; the first step compiles.
     """
     import jax
     import numpy as np
 
-    from crate_jax import config as configuration
+    import crate_jax.config
     from crate_jax import data
     from crate_jax.models import base, variants
-    from crate_jax.training import optim, sharding
-    from crate_jax.training import step as training
+    from crate_jax.training import optim, sharding, step
 
-    config = configuration.default()
-    config.model = configuration.model("crate-testing")
+    config = crate_jax.config.default()
+    config.model = crate_jax.config.model("crate-testing")
     config.data.image_size = max(config.model.image_size)
     mesh = sharding.make_mesh(devices=jax.local_devices())
     source = data.source(config.data, "train")
@@ -222,16 +221,16 @@ def training_step(steps: int = 10) -> Findings:
     batch = sharding.put_batch(batch, sharding.batch_sharding(mesh))
     definition, params = base.split(variants.build(variants.from_dict(config.model.to_dict())))
     optimizer = optim.optimizer(config.optimizer, lambda _: config.optimizer.learning_rate)
-    state = jax.device_put((params, training.initial(optimizer, params)), sharding.replicated(mesh))
-    objective = training.objective(config)
-    run = jax.jit(training.make_step(definition, objective, optimizer, seed=0))
+    state = jax.device_put((params, step.initial(optimizer, params)), sharding.replicated(mesh))
+    objective = step.objective(config)
+    run = jax.jit(step.make_step(definition, objective, optimizer, seed=0))
     losses, seconds = [], []
     for _ in range(steps):
         start = time.perf_counter()
         params, progress = jax.block_until_ready(run(*state, batch))
         seconds.append(time.perf_counter() - start)
-        losses.append(training.read_sums(progress)["train/loss"])
-        state = (params, training.reset_sums(progress))
+        losses.append(step.read_sums(progress)["train/loss"])
+        state = (params, step.reset_sums(progress))
     yield judge(
         losses,
         seconds,
@@ -239,14 +238,14 @@ def training_step(steps: int = 10) -> Findings:
     )
 
 
-def judge(losses: list[float], seconds: list[float], batch: str) -> Finding:
+def judge(losses: list[float], seconds: list[float], batch: str) -> Result:
     """The loss of steps on one batch has to fall."""
     what = f"{1e3 * min(seconds):.1f} ms for {batch}, compiled in {seconds[0]:.1f} s; loss "
     what += f"{losses[0]:.3f}, after {len(losses)} steps {losses[-1]:.3f}"
     if losses[-1] < losses[0]:  # not so for NaN
-        return Finding("training step", "ok", what)
+        return Result("training step", "ok", what)
     remedy = "report it with the output of --json; pip install --force-reinstall jax jaxlib"
-    return Finding("training step", "problem", f"{what}: it must fall", remedy)
+    return Result("training step", "problem", f"{what}: it must fall", remedy)
 
 
 def mend(hardware: Hardware) -> str:
@@ -286,83 +285,83 @@ def install(extra: str) -> str:
     return f'pip install "{OURS}[{extra}]"'
 
 
-def installation() -> Findings:
+def installation() -> Results:
     """Our version, and whether metadata and code are the same."""
     if (known := installed(OURS)) is None:
         what = f"{__version__}, on the path but not installed: dependencies are not checked"
-        yield Finding("crate_jax", "note", what, "pip install -e . in its folder")
+        yield Result("crate_jax", "note", what, "pip install -e . in its folder")
     elif known != __version__:
         what = f"code of {__version__}, metadata of {known}: two versions are mixed"
         remedy = f"pip uninstall -y {OURS} until none is left, then install it again"
-        yield Finding("crate_jax", "problem", what, remedy)
+        yield Result("crate_jax", "problem", what, remedy)
     else:
-        yield Finding("crate_jax", "ok", f"{__version__}, with Python {sys.version.split()[0]}")
+        yield Result("crate_jax", "ok", f"{__version__}, with Python {sys.version.split()[0]}")
 
 
-def pip_check() -> Findings:
+def pip_check() -> Results:
     """Versions that do not fit together, as pip finds them."""
     command = [sys.executable, "-m", "pip", "check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     if "No module named pip" in done.stderr:
-        yield Finding("packages", "note", "not checked, there is no pip here", "uv pip check")
+        yield Result("packages", "note", "not checked, there is no pip here", "uv pip check")
     elif not done.returncode:
         shown = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
         versions = ", ".join(f"{name} {installed(name)}" for name in shown)
-        yield Finding("packages", "ok", f"pip check: no broken requirements; {versions}")
+        yield Result("packages", "ok", f"pip check: no broken requirements; {versions}")
     else:
         for line in done.stdout.splitlines():
             ours = line.startswith((f"{OURS} ", "jax", "flax ", "optax ", "orbax", "grain "))
             remedy = f"{install('torch').replace('[torch]', '')} --upgrade" if ours else ""
-            yield Finding("packages", "problem" if ours else "note", line, remedy)
+            yield Result("packages", "problem" if ours else "note", line, remedy)
 
 
-def extras() -> Findings:
-    """Which extras are there, told by a package of each, and the command for those that are not."""
+def extras() -> Results:
+    """Which extras are there, by a package of each, and the command for those that are not."""
     missing = [extra for extra, package in _EXTRAS.items() if not installed(package)]
     here = [extra for extra in _EXTRAS if extra not in missing]
     what = f"here: {', '.join(here) or 'none'}; not here: {', '.join(missing) or 'none'}"
-    yield Finding("extras", "ok", what, f"where wanted: {install('NAME')}" if missing else "")
+    yield Result("extras", "ok", what, f"where wanted: {install('NAME')}" if missing else "")
 
 
-def clashes() -> Findings:
+def clashes() -> Results:
     """Packages that each are well installed and get into each other's way."""
     if installed("jax-cuda12-plugin") and installed("jax-cuda13-plugin"):
         what = "plugins for CUDA 12 and CUDA 13 are both installed: JAX loads both"
         remedy = (
             "pip uninstall -y jax-cuda12-plugin jax-cuda12-pjrt (a driver below 580: those of 13)"
         )
-        yield Finding("CUDA plugins", "problem", what, remedy)
+        yield Result("CUDA plugins", "problem", what, remedy)
     opencv = [f"opencv-{kind}" for kind in ("python", "contrib-python", "python-headless")]
     if len(both := [name for name in opencv if installed(name)]) > 1:
         what = f"{' and '.join(both)} write to the same folder cv2; removing either breaks it"
         remedy = f"pip uninstall -y {' '.join(both)} && pip install opencv-python-headless"
-        yield Finding("OpenCV", "note", what, remedy)
+        yield Result("OpenCV", "note", what, remedy)
 
 
-def shadows(place: str | os.PathLike = ".") -> Findings:
+def shadows(place: str | os.PathLike = ".") -> Results:
     """Files in the current directory that Python takes before the installed packages."""
     here, ours = pathlib.Path(place).resolve(), pathlib.Path(__file__).parent
     for name in ("crate_jax", "cv2", "flax", "grain", "jax", "numpy", "optax", "PIL", "torch"):
         for path in (here / f"{name}.py", here / name / "__init__.py"):
             if path.is_file() and path.parent != ours:
                 what = f"{path} hides the package {name} from python -m"
-                yield Finding("current directory", "problem", what, "rename it, or start elsewhere")
+                yield Result("current directory", "problem", what, "rename it, or start elsewhere")
 
 
-def room(workdir: str, shared: str = "/dev/shm") -> Findings:
+def room(workdir: str, shared: str = "/dev/shm") -> Results:
     """Whether a run can write where its workdir would be, and for the batches of input workers."""
     path = pathlib.Path(workdir).expanduser().absolute()
     path = next(p for p in (path, *path.parents) if p.exists())
     free = shutil.disk_usage(path).free / 2**30
     if not path.is_dir() or not os.access(path, os.W_OK):
-        yield Finding("disk", "problem", f"{path} cannot be written", "choose another --workdir")
+        yield Result("disk", "problem", f"{path} cannot be written", "choose another --workdir")
     elif free < 2:
         what = (
             f"{free:.1f} GiB free at {path}; three checkpoints of CRATE-B take 0.8, of CRATE-L 2.8"
         )
-        yield Finding("disk", "note", what, "a larger disk, or --config.keep_checkpoints=1")
+        yield Result("disk", "note", what, "a larger disk, or --config.keep_checkpoints=1")
     else:
-        yield Finding("disk", "ok", f"{free:.1f} GiB free at {path}")
+        yield Result("disk", "ok", f"{free:.1f} GiB free at {path}")
     if os.path.isdir(shared) and (free := shutil.disk_usage(shared).free / 2**30) < 1:
         # Containers often have 64 MiB.
         what = (
@@ -370,26 +369,26 @@ def room(workdir: str, shared: str = "/dev/shm") -> Findings:
             "(256 images of 224 px are 0.04 GiB, several a worker) and die when it is full"
         )
         remedy = "docker run --shm-size=8g, or train with --config.data.workers=0"
-        yield Finding("shared memory", "note", what, remedy)
+        yield Result("shared memory", "note", what, remedy)
 
 
-def folder(place: str) -> Findings:
+def folder(place: str) -> Results:
     """The data in one folder, recognised by a file of its layout, counted by its reader."""
     path = pathlib.Path(place).expanduser()
     for layout, patterns in _LAYOUTS.items():
         if file := next((file for pattern in patterns for file in path.glob(pattern)), None):
             try:
-                yield Finding("data", "ok", f"{place}: {layout}, {_count(layout, path, file)}")
+                yield Result("data", "ok", f"{place}: {layout}, {_count(layout, path, file)}")
             except (ValueError, OSError) as error:  # the reader's message names what is missing
                 first, _, rest = str(error).partition("\n")
                 what = f"{place}: looks like {layout}: {first}"
-                yield Finding("data", "problem", what, rest or first)
+                yield Result("data", "problem", what, rest or first)
             return
     what = f"{place}: {'no layout that is known' if path.is_dir() else 'no such folder'}"
     remedy = (
         "class folders (train/CLASS/*.jpg, val/CLASS/*.jpg, or CLASS/*.jpg), TFDS, VOC, or COCO"
     )
-    yield Finding("data", "problem", what, f"expected {remedy}")
+    yield Result("data", "problem", what, f"expected {remedy}")
 
 
 def _count(layout: str, path: pathlib.Path, file: pathlib.Path) -> str:
@@ -421,28 +420,28 @@ _LAYOUTS = {
 }
 
 
-def show(found: Iterable[Finding]) -> list[Finding]:
-    """Prints findings as they come, each with its remedy below it; returns them."""
+def show(found: Iterable[Result]) -> list[Result]:
+    """Prints results as they come, each with its remedy below it; returns them."""
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
     console, seen = Console(highlight=False), []
-    for finding in found:
-        seen.append(finding)
-        mark, style = _MARKS[finding.status]
+    for result in found:
+        seen.append(result)
+        mark, style = _MARKS[result.status]
         columns = Column(width=7, justify="right"), Column(width=15), Column(overflow="fold")
-        row = Table.grid(*columns, padding=(0, 2))  # one for each finding: they come one by one
-        remedy = Text(f"\n-> {finding.remedy}" if finding.remedy else "", "cyan")
-        row.add_row(Text(mark, style), Text(finding.topic, "bold"), Text(finding.what) + remedy)
+        row = Table.grid(*columns, padding=(0, 2))  # one for each result: they come one by one
+        remedy = Text(f"\n-> {result.remedy}" if result.remedy else "", "cyan")
+        row.add_row(Text(mark, style), Text(result.topic, "bold"), Text(result.what) + remedy)
         console.print(row)
     console.print(f"\n{summary(seen)}")
     return seen
 
 
-def summary(found: list[Finding]) -> str:
+def summary(found: list[Result]) -> str:
     """One line: how many problems, notes, and checks without either."""
-    counts = collections.Counter(finding.status for finding in found)
+    counts = collections.Counter(result.status for result in found)
     return ", ".join(f"{counts[status]} {status}" for status in ("problem", "note", "ok"))
 
 
@@ -459,14 +458,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    found = findings(args.data, args.workdir, args.timeout, args.quick)
+    found = results(args.data, args.workdir, args.timeout, args.quick)
     if not args.json:
         seen = show(found)
     else:
         seen = list(found)
         report = {"crate_jax": __version__, "summary": summary(seen)}
-        print(json.dumps(report | {"findings": [vars(finding) for finding in seen]}, indent=2))
-    return int(any(finding.status == "problem" for finding in seen))
+        print(json.dumps(report | {"results": [vars(result) for result in seen]}, indent=2))
+    return int(any(result.status == "problem" for result in seen))
 
 
 if __name__ == "__main__":

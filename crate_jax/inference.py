@@ -69,7 +69,7 @@ def random_weights(network: Network, seed: int = 0) -> Network:
 def input_size(config: ImageModelConfig, size: Sequence[int] | int | None) -> tuple[int, int]:
     """(height, width) that images are resized to: the one asked for, or twice the training size.
 
-    None: 480 x 480 for networks trained at 224 (the papers' figures), else twice the training
+    None: 480 x 480 for networks trained at 224 (the papers' scores), else twice the training
     size. Rounded to the nearest multiple of the patch size.
 
     Raises:
@@ -96,7 +96,7 @@ def grid_of(config: ImageModelConfig, size: tuple[int, int]) -> tuple[int, int]:
 def layer_index(config: ImageModelConfig, layer: int | None, method: str) -> int:
     """The layer in [0, depth) that is analysed.
 
-    None: where the published figures look. [CLS] attention: the penultimate layer of a CRATE, the
+    None: where the papers look. [CLS] attention: the penultimate layer of a CRATE, the
     last of a ViT (docs/protocols.md section 3: not like for like; `score` measures every layer).
     MaskCut and parts: the last.
 

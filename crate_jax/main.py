@@ -132,7 +132,7 @@ def _short(message: str) -> str:
 
 def run() -> None:
     """The command line."""
-    # A thread of a library that dies of a full disk, say: what follows from it is told in one line.
+    # A thread of a library that dies of a full disk, say: what follows from it is said in one line.
     threading.excepthook = lambda fault: logging.debug("thread", exc_info=fault.exc_value)
     sys.unraisablehook = lambda fault: logging.debug("unraisable", exc_info=fault.exc_value)
     allocator.keep_freed_memory()

@@ -20,8 +20,8 @@ from typing import Any
 from absl import app, flags
 
 from crate_jax import command_line, keys
-from crate_jax import main as training
 from crate_jax.convert import arguments
+from crate_jax.main import parse_flags
 
 # `--config` is crate_jax.main's.
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's directory or a checkpoint file.")
@@ -49,11 +49,11 @@ def main(argv: list[str]) -> int:
     """Prints the scores; returns the exit status."""
     del argv
     import crate_jax
-    from crate_jax import config as configuration
     from crate_jax import files
+    from crate_jax.config import resolve
     from crate_jax.training import probing
 
-    config = configuration.resolve(flags.FLAGS.config)
+    config = resolve(flags.FLAGS.config)
     model = crate_jax.load(_CHECKPOINT.value, image_size=config.data.image_size, **_declared())
     scores = probing.probe(model, config)
     print(f"k-NN (20 neighbours)  top-1 {scores['knn_top1']:.4f}")
@@ -70,7 +70,7 @@ def run() -> None:
     parser = command_line.of_flags("python -m crate_jax.probe", __doc__, _METAVARS)
     command_line.answer(parser, sys.argv[1:], keys.known)
     required = ("config", "checkpoint")
-    app.run(main, flags_parser=functools.partial(training.parse_flags, required=required))
+    app.run(main, flags_parser=functools.partial(parse_flags, required=required))
 
 
 if __name__ == "__main__":

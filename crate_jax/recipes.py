@@ -4,8 +4,7 @@ import dataclasses
 
 import ml_collections
 
-from crate_jax import config as configuration
-from crate_jax import data as datasets
+from crate_jax import config, data
 from crate_jax.convert import checkpoints
 
 
@@ -39,14 +38,14 @@ def finetune_folder(
     """
     network = checkpoints.read(checkpoint, drop_head=True).config
     size = image_size or network.image_size[0]
-    c = configuration.default()
+    c = config.default()
     c.epochs, c.batch_size = epochs, batch_size
     c.init_from = str(checkpoint)
     c.data.name, c.data.root, c.data.val_fraction = "folder", str(root), val_fraction
     c.data.image_size = size
-    classes = datasets.source(c.data, "train").num_classes
+    classes = data.source(c.data, "train").num_classes
     network = dataclasses.replace(network, image_size=(size, size), classes=classes)
-    c.model = configuration.model_section(network)
+    c.model = config.model_section(network)
     c.evaluation.batch_size = batch_size
     warmup = f"{epochs / 10:g} epochs"
     adamw(c, learning_rate=learning_rate, weight_decay=0.01, warmup=warmup, b2=0.999)
@@ -68,13 +67,13 @@ def network(
     Raises:
         ValueError: for another value, or an ablation of a ViT.
     """
-    configuration.choices("config argument model", family, ("crate", "vit"))
+    config.choices("config argument model", family, ("crate", "vit"))
     ablation = {"attention": attention, "nonlinearity": nonlinearity}
     if family == "crate":
-        return configuration.model(f"crate-{size}", **ablation, **overrides)
+        return config.model(f"crate-{size}", **ablation, **overrides)
     if ablation != {"attention": "mssa", "nonlinearity": "ista"}:
         raise ValueError("config argument: attention and nonlinearity belong to model=crate")
-    return configuration.model(f"vit-{size}", **overrides)
+    return config.model(f"vit-{size}", **overrides)
 
 
 def folders(c: ml_collections.ConfigDict) -> None:

@@ -6,7 +6,7 @@ import pathlib
 import ml_collections
 import pytest
 
-from crate_jax import config as configuration
+from crate_jax import config
 from crate_jax.models import variants
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -23,25 +23,25 @@ def load(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_resolves_and_describes_a_network(path):
     module = load(path)
-    config = configuration.resolve(module.get_config())
-    model = variants.from_dict(config.model.to_dict())
+    c = config.resolve(module.get_config())
+    model = variants.from_dict(c.model.to_dict())
     assert variants.count_parameters(model) > 0
-    assert configuration.durations(config, 1_281_167).total > 0
+    assert config.durations(c, 1_281_167).total > 0
     assert "python -m crate_jax.main" in module.__doc__
-    json.dumps(configuration.plain(config))
+    json.dumps(config.plain(c))
 
 
 @pytest.mark.parametrize("size", "tsbl")
 def test_imagenet_twins(size):
-    assert configuration.load("imagenet", f"size={size},model=vit").model.family == "vit"
-    assert configuration.load("imagenet", f"{size},nonlinearity=mlp").model.nonlinearity == "mlp"
+    assert config.load("imagenet", f"size={size},model=vit").model.family == "vit"
+    assert config.load("imagenet", f"{size},nonlinearity=mlp").model.nonlinearity == "mlp"
     with pytest.raises(ValueError, match="did you mean model"):
-        configuration.load("imagenet", f"{size},modle=vit")
+        config.load("imagenet", f"{size},modle=vit")
 
 
 def test_alpha_is_fine_tuned_as_its_code_does():
     """Of the authors' fine_tuning_in1k.py, with base rate 1e-5 times batch / 256."""
-    c = configuration.load("finetune", "model=crate-alpha-b16")
+    c = config.load("finetune", "model=crate-alpha-b16")
     assert (c.batch_size, c.epochs, c.optimizer.warmup) == (4096, 91, "10 epochs")
     assert (c.optimizer.name, c.optimizer.b1, c.optimizer.b2) == ("adamw", 0.9, 0.95)
     assert (c.optimizer.weight_decay, c.optimizer.decay_mask) == (0.1, "kernel")
@@ -51,37 +51,37 @@ def test_alpha_is_fine_tuned_as_its_code_does():
     assert (c.mixup, c.cutmix, c.mixup_switch, c.label_smoothing) == (0.8, 1.0, 0.5, 0.1)
     assert (c.data.randaugment_layers, c.data.randaugment_magnitude) == (2, 9)
     assert (c.data.crop, c.data.crop_scale, c.data.flip) == ("random", (0.08, 1.0), True)
-    pretraining = configuration.load("alpha", "b,patch=16")
+    pretraining = config.load("alpha", "b,patch=16")
     assert pretraining.optimizer.learning_rate == 8e-4
     assert pretraining.optimizer.learning_rate * pretraining.optimizer.end_factor == 1e-6
 
 
 def test_other_networks_are_fine_tuned_as_the_paper_says():
-    c = configuration.load("finetune", "pets,model=crate-s8")
+    c = config.load("finetune", "pets,model=crate-s8")
     assert (c.optimizer.learning_rate, c.optimizer.weight_decay, c.batch_size) == (5e-5, 0.01, 256)
     assert (c.data.name, c.data.dataset, c.model.classes) == ("tfds", "oxford_iiit_pet", 37)
-    assert configuration.load("finetune", "cifar10").batch_size == 128
+    assert config.load("finetune", "cifar10").batch_size == 128
     with pytest.raises(ValueError, match="dataset: expected one of imagenet, cifar10"):
-        configuration.load("finetune", "cifar")
+        config.load("finetune", "cifar")
 
 
 def resolved(changes=()):
-    c = configuration.default()
+    c = config.default()
     c.steps = 10
     with c.unlocked():
         for name, value in dict(changes).items():
             *sections, key = name.split(".")
             functools.reduce(ml_collections.ConfigDict.__getitem__, sections, c)[key] = value
-    return configuration.resolve(c)
+    return config.resolve(c)
 
 
 def test_unknown_keys_name_the_nearest_all_at_once():
-    c = configuration.default()
+    c = config.default()
     c.steps = 10
     c.optimizer.learning_rte = 1.0
     c.batchsize = 3
     with pytest.raises(ValueError) as error:
-        configuration.resolve(c)
+        config.resolve(c)
     assert "unknown key optimizer.learning_rte, did you mean optimizer.learning_rate?" in str(
         error.value
     )
@@ -151,19 +151,19 @@ def test_wrong_values_are_named(changes, message):
     ],
 )
 def test_what_a_network_cannot_be_is_said_before_it_is_built(name, field, value):
-    section = configuration.model(name)
+    section = config.model(name)
     section[field] = value
     with pytest.raises(ValueError, match=f"^config: model.{field}: expected [^\\n]*got {value}"):
         resolved({"model": section})
 
 
 def test_numbers_out_of_range_are_named_all_at_once():
-    c = configuration.default()
+    c = config.default()
     c.steps = 10
     c.optimizer.b1 = 1.5
     c.evaluation.keep = 60.0  # per cent, which would be said at the first evaluation otherwise
     with pytest.raises(ValueError) as error:
-        configuration.resolve(c)
+        config.resolve(c)
     assert "optimizer.b1: expected a number of at least 0 and below 1, got 1.5" in str(error.value)
     assert "evaluation.keep: expected a number from 0 to 1, got 60.0" in str(error.value)
 
@@ -171,7 +171,7 @@ def test_numbers_out_of_range_are_named_all_at_once():
 def test_numbers_are_accepted_where_they_mean_the_same():
     c = resolved({"label_smoothing": 0, "log_every": 7})
     assert c.label_smoothing == 0
-    assert configuration.durations(c, 1000).log == 7
+    assert config.durations(c, 1000).log == 7
 
 
 @pytest.mark.parametrize(
@@ -190,19 +190,19 @@ def test_numbers_are_accepted_where_they_mean_the_same():
     ],
 )
 def test_durations(value, steps):
-    assert configuration.duration(value, batch_size=100, examples=1000) == steps
+    assert config.duration(value, batch_size=100, examples=1000) == steps
 
 
 @pytest.mark.parametrize("value", ["five", "5 hours", "-3", "", None, True])
 def test_durations_that_are_none(value):
     with pytest.raises(ValueError, match="expected a duration"):
-        configuration.duration(value, 100, 1000)
+        config.duration(value, 100, 1000)
 
 
 def test_every_evaluator_has_its_period():
     periods = {"evals.emergence": "2 epochs", "evals.knn": 0, "evals.probe": "30"}
     c = resolved({"evaluate_every": "5 steps", "batch_size": 100} | periods)
-    assert configuration.durations(c, 1000).evaluate == {
+    assert config.durations(c, 1000).evaluate == {
         "validation": 5,
         "emergence": 20,
         "knn": 0,
@@ -212,46 +212,46 @@ def test_every_evaluator_has_its_period():
 
 def test_differences_ignore_what_changes_no_number():
     old, new = resolved(), resolved({"log_every": "3 steps", "seed": 4, "label_smoothing": 0.2})
-    saved = json.loads(json.dumps(configuration.plain(old)))
-    assert configuration.differences(saved, old) == []
-    assert configuration.differences(saved, new) == [
+    saved = json.loads(json.dumps(config.plain(old)))
+    assert config.differences(saved, old) == []
+    assert config.differences(saved, new) == [
         "label_smoothing: 0.0 -> 0.2",
         "seed: 0 -> 4",
     ]
 
 
 def test_arguments_of_a_config_file():
-    read = configuration.arguments("vit,steps=30,flip=false", model="crate", steps=10, flip=True)
+    read = config.arguments("vit,steps=30,flip=false", model="crate", steps=10, flip=True)
     assert read == ml_collections.ConfigDict({"model": "vit", "steps": 30, "flip": False})
     with pytest.raises(ValueError, match="steps: expected int, got 'x'"):
-        configuration.arguments("steps=x", model="crate", steps=10)
+        config.arguments("steps=x", model="crate", steps=10)
     with pytest.raises(ValueError, match="flip: expected bool, got 'maybe'"):
-        configuration.arguments("flip=maybe", flip=True)
+        config.arguments("flip=maybe", flip=True)
     with pytest.raises(ValueError, match="this file takes none, got 'vit'"):
-        configuration.arguments("vit")
+        config.arguments("vit")
 
 
 def test_model_section_keeps_head_dim_open():
-    section = configuration.model("crate-testing")
+    section = config.model("crate-testing")
     section.heads = 6
     assert variants.from_dict(section.to_dict()).head_dim == 4
 
 
 def test_config_files_of_the_package_are_loaded_by_name():
-    config = configuration.load("scenes_tiny", "images=64")
-    assert config == load(ROOT / "configs" / "scenes_tiny.py").get_config("images=64")
-    assert configuration.load("imagenet_t").model.dim == 384
-    assert configuration.load("imagenet_b") == configuration.load("imagenet", "size=b")
-    assert configuration.load("imagenet21k_s8", "model=vit").model.family == "vit"
+    c = config.load("scenes_tiny", "images=64")
+    assert c == load(ROOT / "configs" / "scenes_tiny.py").get_config("images=64")
+    assert config.load("imagenet_t").model.dim == 384
+    assert config.load("imagenet_b") == config.load("imagenet", "size=b")
+    assert config.load("imagenet21k_s8", "model=vit").model.family == "vit"
     with pytest.raises(ValueError, match="size: expected one of t, s, b, l, got 'x'"):
-        configuration.load("imagenet_x")
+        config.load("imagenet_x")
     with pytest.raises(ValueError, match="got 'scene_tiny', did you mean scenes_tiny"):
-        configuration.load("scene_tiny")
+        config.load("scene_tiny")
 
 
 def test_the_section_of_a_network_is_that_network():
     network = variants.config("crate-testing", heads=2)
-    section = configuration.model_section(network)
+    section = config.model_section(network)
     assert variants.from_dict(section.to_dict()) == network
     section.classes = 7
     assert variants.from_dict(section.to_dict()).classes == 7

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from crate_jax import doctor
-from crate_jax.doctor import Finding, Hardware
+from crate_jax.doctor import Hardware, Result
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -27,7 +27,7 @@ def versions(monkeypatch):
 
 
 def statuses(found):
-    return [finding.status for finding in found]
+    return [result.status for result in found]
 
 
 def test_a_failing_check_stops_no_other():
@@ -35,7 +35,7 @@ def test_a_failing_check_stops_no_other():
         raise RuntimeError("no such luck")
         yield
 
-    found = list(doctor.examine([broken, lambda: [Finding("a", "ok", "b")], lambda: []]))
+    found = list(doctor.examine([broken, lambda: [Result("a", "ok", "b")], lambda: []]))
     assert statuses(found) == ["note", "ok"]
     assert "RuntimeError: no such luck" in found[0].what
 
@@ -155,7 +155,7 @@ def test_the_loss_must_fall():
     ],
 )
 def test_a_trial_that_hangs_or_dies(does, said, monkeypatch, tmp_path):
-    """A stand-in tells what it is about to do, and a finding, and then does not go on."""
+    """A stand-in tells what it is about to do, and a result, and then does not go on."""
     stand_in = tmp_path / "python"
     stand_in.write_text(
         '#!/bin/sh\necho \'{"stage": "importing packages"}\'\n'
@@ -210,15 +210,15 @@ def test_data_is_recognised_and_counted(tmp_path):
 
 
 def test_a_report_and_its_status(monkeypatch, capsys):
-    found = [Finding("a", "ok", "fine"), Finding("b", "problem", "bad", "mend it")]
-    monkeypatch.setattr(doctor, "findings", lambda *_: iter(found))
+    found = [Result("a", "ok", "fine"), Result("b", "problem", "bad", "mend it")]
+    monkeypatch.setattr(doctor, "results", lambda *_: iter(found))
     assert doctor.main([]) == 1
     shown = capsys.readouterr().out
     assert "PROBLEM" in shown
     assert "-> mend it" in shown
     assert shown.strip().endswith("1 problem, 0 note, 1 ok")
     assert doctor.main(["--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["findings"][1]["remedy"] == "mend it"
+    assert json.loads(capsys.readouterr().out)["results"][1]["remedy"] == "mend it"
     found.pop()
     assert doctor.main([]) == 0
 
@@ -235,10 +235,10 @@ def test_a_real_run(tmp_path):
         text=True,
     )
     report = json.loads(done.stdout)
-    topics = {f["topic"]: f for f in report["findings"]}
-    problems = [f for f in report["findings"] if f["status"] == "problem"]
+    topics = {f["topic"]: f for f in report["results"]}
+    problems = [f for f in report["results"] if f["status"] == "problem"]
     assert done.returncode == int(bool(problems)), done.stderr
     assert topics["training step"]["status"] == "ok", topics["training step"]
     assert {"crate_jax", "packages", "extras", "disk", "devices"} <= set(topics)
-    assert not any("check failed" in f["what"] for f in report["findings"])
+    assert not any("check failed" in f["what"] for f in report["results"])
     assert secret not in done.stdout + done.stderr

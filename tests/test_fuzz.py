@@ -6,8 +6,7 @@ import time
 
 import pytest
 
-from crate_jax import config as configuration
-from crate_jax import keys
+from crate_jax import config, keys
 from crate_jax.models import variants
 from crate_jax.training import loop
 
@@ -47,9 +46,9 @@ def value(key, draw):
 
 def run(family, changes, directory):
     """Everything up to building; the network of the rest of the keys is tiny."""
-    c = configuration.default()
+    c = config.default()
     name = next(name for name, network in variants.VARIANTS.items() if network.family == family)
-    c.model = configuration.model(name, image_size=32, patch_size=8, dim=24, heads=3, depth=1)
+    c.model = config.model(name, image_size=32, patch_size=8, dim=24, heads=3, depth=1)
     c.steps, c.batch_size, c.evaluation.batch_size = 2, 8, 8
     with c.unlocked():
         for key, new in changes.items():

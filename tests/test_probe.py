@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from crate_jax import probe as command
-from crate_jax.training import probing as probe
+from crate_jax import probe
+from crate_jax.training import probing
 from tests.end_to_end import runs
 
 
@@ -25,7 +25,7 @@ def clusters():
 
 def test_nearest_neighbours_are_dinos(clusters):
     x, y, queries, _ = clusters
-    got = probe.nearest_neighbours(x, y, queries, k=7, chunk=11)
+    got = probing.nearest_neighbours(x, y, queries, k=7, chunk=11)
     unit = [a / np.linalg.norm(a, axis=1, keepdims=True) for a in (queries, x)]
     cosines = unit[0].astype(np.float64) @ unit[1].T.astype(np.float64)
     for row, query in enumerate(cosines):
@@ -37,7 +37,7 @@ def test_nearest_neighbours_are_dinos(clusters):
 
 def test_one_neighbour_of_the_training_set_is_itself(clusters):
     x, y, _, _ = clusters
-    np.testing.assert_array_equal(probe.nearest_neighbours(x, y, x, k=1), y)
+    np.testing.assert_array_equal(probing.nearest_neighbours(x, y, x, k=1), y)
 
 
 def test_linear_probe_reaches_the_stationary_point(clusters):
@@ -45,7 +45,7 @@ def test_linear_probe_reaches_the_stationary_point(clusters):
     x, y, _, _ = clusters
     z = (x - x.mean(0)) / (x.std(0) + 1e-6)
     weights = {}
-    minimize = probe.scipy.optimize.minimize
+    minimize = probing.scipy.optimize.minimize
 
     def spy(*args, **kwargs):
         found = minimize(*args, **kwargs)
@@ -53,8 +53,8 @@ def test_linear_probe_reaches_the_stationary_point(clusters):
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probe.scipy.optimize, "minimize", spy)
-        _, strength = probe.linear_probe(x, y, x, l2=(1e-2,), steps=500)
+        patch.setattr(probing.scipy.optimize, "minimize", spy)
+        _, strength = probing.linear_probe(x, y, x, l2=(1e-2,), steps=500)
     assert strength == 1e-2
     w = weights["w"]
     logits = z @ w[:-1] + w[-1]
@@ -66,9 +66,9 @@ def test_linear_probe_reaches_the_stationary_point(clusters):
 
 def test_linear_probe_beats_chance_and_chooses_a_strength(clusters):
     x, y, queries, truth = clusters
-    predicted, strength = probe.linear_probe(x, y, queries)
+    predicted, strength = probing.linear_probe(x, y, queries)
     assert np.mean(predicted == truth) > 0.6
-    assert strength in probe.L2
+    assert strength in probing.L2
 
 
 def test_command_line(tmp_path):
@@ -98,6 +98,6 @@ def test_command_line(tmp_path):
 
 def test_declarations_are_those_of_every_command():
     with flagsaver.flagsaver(heads="4", mean="0.5", std="1,2,3", pool="mean", epsilon="1e-5"):
-        declared = command._declared()
+        declared = probe._declared()
     expected = {"heads": 4, "pool": "mean", "epsilon": 1e-5}
     assert declared == expected | {"mean": (0.5, 0.5, 0.5), "std": (1.0, 2.0, 3.0)}

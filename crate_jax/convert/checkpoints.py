@@ -95,10 +95,10 @@ def _of_found(found: identify.Found, options: dict, declared: dict) -> Checkpoin
             f"{len(found.duplicates)} names twice once prefixes are stripped: "
             f"{listed(found.duplicates)}"
         )
-    told, warnings = identify.facts(found), []
+    inferred, warnings = identify.facts(found), []
     if found.family == "vit":
-        told, warnings = _vit_pool(found, told, declared)
-    settled = _settle(found, told, declared, options)
+        inferred, warnings = _vit_pool(found, inferred, declared)
+    settled = _settle(found, inferred, declared, options)
     file_config = _at_files_size(settled)
     weights.check(found.state, file_config, found.layout)
     unused = found.layout.unused
@@ -116,16 +116,16 @@ def _of_found(found: identify.Found, options: dict, declared: dict) -> Checkpoin
     return Checkpoint(settled.config, params, settled.origin, source, carried, notes, warnings)
 
 
-def _settle(found: identify.Found, told: dict, declared: Mapping, options: Mapping):
+def _settle(found: identify.Found, inferred: dict, declared: Mapping, options: Mapping):
     """`declare.declare`, its complaints joined by what does not fit anyway."""
     try:
-        return declare.declare(found, told, declared, options["published"], options["assumed"])
+        return declare.declare(found, inferred, declared, options["published"], options["assumed"])
     except ValueError as error:
-        more = declare.misfits(found, told)
+        more = declare.misfits(found, inferred)
         raise ValueError("\n  ".join([str(error), *more])) from error
 
 
-def _vit_pool(found: identify.Found, told: dict, declared: Mapping) -> tuple[dict, list[str]]:
+def _vit_pool(found: identify.Found, inferred: dict, declared: Mapping) -> tuple[dict, list[str]]:
     """The pooling of a ViT: what timm's name of the last norm tells, and what is declared.
 
     timm calls it `fc_norm` where it follows the pooling, which may be the mean, the maximum or half
@@ -138,14 +138,14 @@ def _vit_pool(found: identify.Found, told: dict, declared: Mapping) -> tuple[dic
             f"pool: expected one of cls, mean, got {pool!r}; timm's max and avgmax pooling are not "
             "computed here"
         )
-    if "pool" not in told:
-        return told | {"norm_before_pool": pool == "mean"}, []
+    if "pool" not in inferred:
+        return inferred | {"norm_before_pool": pool == "mean"}, []
     if pool == "cls":  # the one token that is read is normalised after or before, all the same
         found.state = {_NORM.sub("norm.", name): tensor for name, tensor in found.state.items()}
-        return {k: v for k, v in told.items() if k != "pool"}, []
+        return {k: v for k, v in inferred.items() if k != "pool"}, []
     if pool == "mean":
-        return told, []
-    return told, [
+        return inferred, []
+    return inferred, [
         "pool: taken as mean, which the last norm's name (fc_norm) tells; timm's avgmax and max "
         "pooling have the same names and are not computed here. Declare pool=mean to say that it is"
     ]
@@ -223,7 +223,7 @@ def load(path: str | os.PathLike, **declared: Any) -> Transformer:
         path: the directory of a run of ours; or a file of CRATE, CRATE-alpha, CRATE-MAE or a ViT in
             DINO's or timm's names: `.safetensors`, `.npz` (CRATE-alpha's JAX names too), or, with
             the `torch` extra, `.pth`, `.pth.tar`. Wrappers' prefixes, an optimiser beside the
-            weights and the like are seen through. The format is told by content.
+            weights and the like are seen through. The format is recognised by content.
         **declared: what tensor shapes do not tell, unless the file says it (those written by
             `python -m crate_jax.convert` to `.safetensors` and `.npz` do, and runs of ours):
             `heads` (always needed but for one head without output map and for flax files);

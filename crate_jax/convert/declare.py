@@ -63,7 +63,7 @@ def check_names(declared: Mapping[str, Any], options: tuple[str, ...]) -> None:
 
 def declare(
     found: Found,
-    told: Mapping[str, Any],
+    inferred: Mapping[str, Any],
     declared: Mapping[str, Any],
     entry: str | None = None,
     assumed: Mapping[str, Any] | None = None,
@@ -72,7 +72,7 @@ def declare(
 
     Args:
         found: which file, family and state.
-        told: `identify.facts(found)`.
+        inferred: `identify.facts(found)`.
         declared: what the user says, by config field.
         entry: the name of a published file, which says the rest.
         assumed: what holds, by config field, where nothing else says it; of `image_size` the grid
@@ -84,15 +84,15 @@ def declare(
     problems: list[str] = []
     known = variants.FAMILIES[found.family][0]
     fields = {f.name for f in dataclasses.fields(known)}
-    told = dict(told)
+    inferred = dict(inferred)
     patches, inner, output_map = (
-        told.pop("patches"),
-        told.pop("inner"),
-        told.pop("output_map", False),
+        inferred.pop("patches"),
+        inferred.pop("inner"),
+        inferred.pop("output_map", False),
     )
-    not_heads = told.pop("not_heads", None)
-    values, origin = dict(told), dict.fromkeys(told, "told by shapes")
-    if "head_epsilon" in told:
+    not_heads = inferred.pop("not_heads", None)
+    values, origin = dict(inferred), dict.fromkeys(inferred, "inferred from shapes")
+    if "head_epsilon" in inferred:
         origin["head_epsilon"] = _DEFAULT
     stored = (found.file.declaration or {}).get("config", {})
     assumed = {k: v for k, v in (assumed or {}).items() if k in fields}
@@ -163,20 +163,20 @@ def declare(
     return Declared(config, origin, resized_from)
 
 
-def misfits(found: Found, told: Mapping[str, Any]) -> list[str]:
+def misfits(found: Found, inferred: Mapping[str, Any]) -> list[str]:
     """What does not fit in a file's tensors whatever is declared.
 
-    Heads and the grid change no name and no shape (but one head, which is told), so any will do.
+    Heads and the grid change no name and no shape (but one head, which they show), so any will do.
     """
-    patch, patches = told["patch_size"], told["patches"]
+    patch, patches = inferred["patch_size"], inferred["patches"]
     stand_in: dict[str, Any] = {"image_size": (patch, patch * patches)}
-    if "heads" not in told:
-        stand_in["heads"] = told["inner"]  # heads of width 1, always a divisor
+    if "heads" not in inferred:
+        stand_in["heads"] = inferred["inner"]  # heads of width 1, always a divisor
     undeclared = dataclasses.replace(
         found, file=dataclasses.replace(found.file, path=pathlib.Path("-"), declaration=None)
     )
     try:
-        config = declare(undeclared, told, stand_in).config
+        config = declare(undeclared, inferred, stand_in).config
     except ValueError as error:
         return [line.strip() for line in str(error).splitlines()[1:]]
     return weights.misfits(found.state, config, found.layout)
@@ -270,7 +270,7 @@ def _settle_ratio(values: dict[str, Any], *known: Mapping[str, Any]) -> None:
 
 
 def _grid(patches, values, source_size, assumed_size, problems) -> tuple[int, int] | None:
-    """(rows, columns) of the file's positions, if it can be told."""
+    """(rows, columns) of the file's positions, where shapes say so."""
     patch, size = values["patch_size"], values.get("image_size")
     if patches < 1:
         problems.append("positions: expected [CLS] and at least one patch, got fewer")
@@ -313,7 +313,7 @@ def _place(grid, values, origin) -> tuple[int, int] | None:
     patch = values["patch_size"]
     own = (grid[0] * patch, grid[1] * patch)
     wanted = values.setdefault("image_size", own)
-    origin.setdefault("image_size", "told by shapes, a square")
+    origin.setdefault("image_size", "inferred from shapes, a square")
     if wanted == own:
         return None
     if values.get("positions") == "notebook":

@@ -1,8 +1,8 @@
 """Files of tensors, read without trusting them and written whole or not at all.
 
-The format is told by content, not by suffix. What a file holds is known before its values are read:
-a leaf is a `Stored` tensor, which reads itself when asked (PyTorch's are read at once). Archives
-are checked before they are unpacked, since a few bytes can claim to be a terabyte.
+The format is recognised by content, not by suffix. What a file holds is known before its values
+are read: a leaf is a `Stored` tensor, which reads itself when asked (PyTorch's are read at once).
+Archives are checked before they are unpacked, since a few bytes can claim to be a terabyte.
 """
 
 import contextlib

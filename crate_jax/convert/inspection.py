@@ -44,29 +44,31 @@ def inspect(path: str | os.PathLike) -> str:
     counts = collections.Counter(str(t.dtype).removeprefix("torch.") for t in found.state.values())
     lines.append(("tensors", ", ".join(f"{n} {dtype}" for dtype, n in counts.items())))
     try:
-        told = identify.facts(found)
+        inferred = identify.facts(found)
     except ValueError as error:
         lines.append(("problem", str(error)))
         return _table(lines)
-    lines += _sizes(told)
+    lines += _sizes(inferred)
     try:
-        settled = declare.declare(found, told, {})
+        settled = declare.declare(found, inferred, {})
     except ValueError as error:
         lines += [("undeclared", problem.strip()) for problem in str(error).splitlines()[1:]]
     else:
         for name, origin in settled.origin.items():
             if name in declare.DECLARABLE:
                 lines.append((name, f"{getattr(settled.config, name)} ({origin})"))
-    lines += [("problem", text) for text in declare.misfits(found, told)]
+    lines += [("problem", text) for text in declare.misfits(found, inferred)]
     return _table(lines)
 
 
-def _sizes(told: Mapping) -> list[tuple[str, str]]:
+def _sizes(inferred: Mapping) -> list[tuple[str, str]]:
     shown = ["dim", "depth", "decoder_depth", "patch_size", "patches", "classes", "head_hidden"]
     labels = {"dim": "width", "patch_size": "patch"}
-    lines = [(labels.get(name, name), str(told[name])) for name in shown if name in told]
+    lines = [(labels.get(name, name), str(inferred[name])) for name in shown if name in inferred]
     lines += [
-        (name, str(told[name])) for name in ("attention", "nonlinearity", "pool") if name in told
+        (name, str(inferred[name]))
+        for name in ("attention", "nonlinearity", "pool")
+        if name in inferred
     ]
     return lines
 

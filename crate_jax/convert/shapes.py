@@ -61,44 +61,44 @@ def _mssa(s: Shapes, layer: str) -> dict[str, Any]:
     rows, dim = (s.axis(f"{layer}.fn.qkv.weight", axis, 2) for axis in (0, 1))
     output = f"{layer}.fn.to_out.0.weight"
     inner = s.axis(output, 1, 2) if output in s else dim
-    told: dict[str, Any] = {"inner": inner, "dim": dim, "output_map": output in s}
+    inferred: dict[str, Any] = {"inner": inner, "dim": dim, "output_map": output in s}
     if rows == 3 * inner:
-        told["attention"] = "mhsa"
+        inferred["attention"] = "mhsa"
     if output not in s:
-        told["heads"] = 1
-    elif inner == dim and "attention" not in told:
-        told["not_heads"] = 1  # that would have no output map
-    return told
+        inferred["heads"] = 1
+    elif inner == dim and "attention" not in inferred:
+        inferred["not_heads"] = 1  # that would have no output map
+    return inferred
 
 
 def crate(s: Shapes) -> dict[str, Any]:
     """CRATE, its ablations and the demo model."""
-    told = _mssa(s, "transformer.layers.0.0")
-    told |= {
+    inferred = _mssa(s, "transformer.layers.0.0")
+    inferred |= {
         "patch_size": _patch(
             s.axis("to_patch_embedding.2.weight", 1, 2), "to_patch_embedding.2.weight"
         ),
         "depth": s.depth(r"transformer\.layers\.(\d+)\."),
         "patches": s.axis("pos_embedding", 1, 3) - 1,
     }
-    told.setdefault("attention", "mssa")
+    inferred.setdefault("attention", "mssa")
     if "transformer.layers.0.1.fn.net.0.weight" in s:
-        told["nonlinearity"] = "mlp"
+        inferred["nonlinearity"] = "mlp"
     if "head.weight" in s:
-        told["classes"] = s.axis("head.weight", 0, 2)
-        told["head_hidden"] = s.axis("mlp_head.1.weight", 0, 2)
+        inferred["classes"] = s.axis("head.weight", 0, 2)
+        inferred["head_hidden"] = s.axis("mlp_head.1.weight", 0, 2)
     else:
-        told["classes"] = s.axis("mlp_head.1.weight", 0, 2) if "mlp_head.1.weight" in s else 0
-    return told
+        inferred["classes"] = s.axis("mlp_head.1.weight", 0, 2) if "mlp_head.1.weight" in s else 0
+    return inferred
 
 
 def crate_alpha(s: Shapes) -> dict[str, Any]:
     """CRATE-alpha of the PyTorch class."""
     dim = s.axis("cls_token", 2, 3)
-    told = _mssa(s, "transformer.layers.0.0")
-    told.pop("not_heads", None)  # the authors' JAX class has the map then too
+    inferred = _mssa(s, "transformer.layers.0.0")
+    inferred.pop("not_heads", None)  # the authors' JAX class has the map then too
     return {
-        **told,
+        **inferred,
         "patch_size": _conv_patch(s, "conv1.weight"),
         "depth": s.depth(r"transformer\.layers\.(\d+)\."),
         "patches": s.axis("pos_embedding", 1, 3) - 1,

@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from crate_jax.data import photographs as photos
 from crate_jax.data import randomness
+from crate_jax.data.photographs import load, names
 
 CLASS_NAMES = (
     "T-shirt",
@@ -128,7 +128,7 @@ class Scenes:
                     f"got {bounds}."
                 )
             object.__setattr__(self, name, bounds)
-        allowed = photos.names(split)
+        allowed = names(split)
         chosen = tuple(self.photographs) or allowed
         if unknown := [name for name in chosen if name not in allowed]:
             raise ValueError(
@@ -211,7 +211,7 @@ class Scenes:
         """A crop of a photograph, from nine uniform draws: uint8[size, size, 3]."""
         size = self.image_size
         name = self.photographs[_integer(draws[0], 0, len(self.photographs) - 1)]
-        photo = photos.load(name, short_side=round(size * self.zoom[1]))
+        photo = load(name, short_side=round(size * self.zoom[1]))
         height, width = photo.shape[:2]
         # log-uniform, so that halving and doubling the grain of the texture are equally likely
         side = size * self.zoom[0] * (self.zoom[1] / self.zoom[0]) ** draws[1]

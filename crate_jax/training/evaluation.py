@@ -36,7 +36,7 @@ _PROGRESS_EVERY = 10.0  # seconds
 
 
 class Interrupted(Exception):
-    """An evaluation was told to stop; nothing of it is kept."""
+    """An evaluation was asked to stop; nothing of it is kept."""
 
 
 def never() -> bool:

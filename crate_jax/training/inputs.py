@@ -9,8 +9,16 @@ import jax
 import ml_collections
 import numpy as np
 
-from crate_jax import data as datasets
 from crate_jax.config import Durations
+from crate_jax.data import (
+    Source,
+    TrainIterator,
+    Transform,
+    eval_batches,
+    source,
+    train_iterator,
+    transform,
+)
 from crate_jax.files import write_atomically
 from crate_jax.models.base import ImageModelConfig
 from crate_jax.training import distributed
@@ -21,16 +29,16 @@ class Data:
     """Training and held-out sources of a run, and how to make batches of them."""
 
     config: ml_collections.ConfigDict
-    train: datasets.Source
-    val: datasets.Source
+    train: Source
+    val: Source
 
-    def transform(self, split: str) -> datasets.Transform | None:
+    def transform(self, split: str) -> Transform | None:
         """What is done to each image of a split before it goes to the devices."""
-        return datasets.transform(self.config.data, split)
+        return transform(self.config.data, split)
 
-    def batches(self) -> datasets.TrainIterator:
+    def batches(self) -> TrainIterator:
         """This process's part of the training batches, from the first; restorable."""
-        return datasets.train_iterator(
+        return train_iterator(
             self.train,
             batch_size=self.config.batch_size,
             seed=self.config.seed,
@@ -40,13 +48,13 @@ class Data:
             process_count=jax.process_count(),
         )
 
-    def source(self, split: str) -> datasets.Source:
+    def source(self, split: str) -> Source:
         """Of "train" or "val"."""
         return self.train if split == "train" else self.val
 
     def once(self, split: str, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         """This process's part of a split's batches, once through, seen as in evaluation."""
-        return datasets.eval_batches(
+        return eval_batches(
             self.source(split),
             batch_size=batch_size,
             transform=self.transform("val"),
@@ -63,7 +71,7 @@ def open_data(config: ml_collections.ConfigDict, model: ImageModelConfig) -> Dat
         ValueError: where data is missing, or does not fit the model: other class counts, an image
             size that the model does not expect.
     """
-    data = Data(config, *(datasets.source(config.data, split) for split in ("train", "val")))
+    data = Data(config, *(source(config.data, split) for split in ("train", "val")))
     classes = data.train.num_classes
     if model.classes and classes > model.classes:
         raise ValueError(
@@ -93,15 +101,13 @@ def data_line(data: Data, plan: Durations, batch_size: int) -> str:
     )
 
 
-def share_skipped(batches: datasets.TrainIterator, source: datasets.Source) -> None:
+def share_skipped(batches: TrainIterator, source: Source) -> None:
     """Every process learns which corrupt images the others met; all must call it together."""
     if getattr(source, "on_corrupt", "error") == "skip":
         batches.skipped = distributed.union(batches.skipped)
 
 
-def list_skipped(
-    batches: datasets.TrainIterator, source: datasets.Source, directory: pathlib.Path
-) -> dict[str, int]:
+def list_skipped(batches: TrainIterator, source: Source, directory: pathlib.Path) -> dict[str, int]:
     """Counts the corrupt images met so far, and lists their paths in skipped_images.txt.
 
     Those of all processes; where there are any, which needs `config.data.on_corrupt="skip"`.
@@ -114,15 +120,13 @@ def list_skipped(
     return {"train/skipped_images": len(batches.skipped)}
 
 
-def list_skipped_held_out(
-    skipped: list[int], source: datasets.Source, directory: pathlib.Path
-) -> None:
+def list_skipped_held_out(skipped: list[int], source: Source, directory: pathlib.Path) -> None:
     """Lists what an evaluation left out in skipped_held_out_images.txt; once for all processes."""
     if skipped and jax.process_index() == 0:
         _list_paths(directory / "skipped_held_out_images.txt", source, skipped)
 
 
-def _list_paths(file: pathlib.Path, source: datasets.Source, indices: list[int]) -> None:
+def _list_paths(file: pathlib.Path, source: Source, indices: list[int]) -> None:
     write_atomically(file, os.fsencode("".join(f"{source.path(index)}\n" for index in indices)))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from crate_jax import config as configuration
+from crate_jax.config import differences, durations, plain, resolve
 from crate_jax.convert import run_directory
 from crate_jax.models import base, variants
 from crate_jax.training import (
@@ -34,8 +34,16 @@ from crate_jax.training import (
     throughput,
     workdir,
 )
-from crate_jax.training import step as steps
 from crate_jax.training.console import say
+from crate_jax.training.step import (
+    flops_per_image,
+    initial,
+    make_step,
+    metric_names,
+    objective,
+    read_sums,
+    reset_sums,
+)
 from crate_jax.training.stop import StopSignal
 
 
@@ -78,7 +86,7 @@ def _train(
     started = time.monotonic()
 
     # ---- Configuration and devices --------------------------------------------------------------
-    config = configuration.resolve(config)
+    config = resolve(config)
     mesh = sharding.make_mesh(config.fsdp, devices)
     sharding.check_batch("batch_size", config.batch_size, mesh, config.accumulate)
     say(console.device_line(mesh))
@@ -93,12 +101,12 @@ def _train(
         weights = pretrained.read(config.init_from, model_config) if fresh else {}
         metrics.check_wandb(config.wandb)
     distributed.check_equal(
-        config=configuration.plain(config),
+        config=plain(config),
         training_images=len(data.train),
         held_out_images=len(data.val),
         classes=data.train.class_names,
     )
-    plan = configuration.durations(config, len(data.train))
+    plan = durations(config, len(data.train))
     say(inputs.data_line(data, plan, config.batch_size))
 
     # ---- Model and optimizer: shapes first ------------------------------------------------------
@@ -106,12 +114,11 @@ def _train(
     rate = optim.schedule(config.optimizer, plan.warmup, plan.total)
     fixed = variants.FAMILIES[config.model.family][1].fixed
     optimizer = optim.optimizer(config.optimizer, rate, fixed)
-    objective = steps.objective(config)
     definition, _ = base.split(variants.abstract(model_config, **options))
 
     def init(key):
         params = base.split(variants.build(model_config, key, **options))[1]
-        return params, steps.initial(optimizer, params, steps.metric_names(config))
+        return params, initial(optimizer, params, metric_names(config))
 
     seed_key = jax.random.key(config.seed)
     shapes = jax.eval_shape(init, seed_key)
@@ -124,14 +131,14 @@ def _train(
     # Parameters are born sharded: no device ever holds what it is not to keep.
     init = jax.jit(init, out_shardings=shardings)
     train_step = jax.jit(
-        steps.make_step(
-            definition, objective, optimizer, seed=config.seed, accumulate=config.accumulate
+        make_step(
+            definition, objective(config), optimizer, seed=config.seed, accumulate=config.accumulate
         ),
         donate_argnums=(0, 1),
         out_shardings=shardings,
     )
     split = sharding.batch_sharding(mesh)
-    flops = steps.flops_per_image(config, model_config)
+    flops = flops_per_image(config, model_config)
     say(console.model_line(model_config, shapes[0], flops, config.dtype))
     setting = evaluation.Setting(config, definition, data, mesh, lambda: init(seed_key)[0])
     evals = evaluators.make(setting, plan)
@@ -160,7 +167,7 @@ def _train(
     metrics_file = metrics.MetricsFile(directory / "metrics.jsonl", start, writer)
     boards = (
         metrics.TensorBoard(directory / "tensorboard", start, writer and config.tensorboard),
-        metrics.WeightsAndBiases(config.wandb, directory, configuration.plain(config), writer),
+        metrics.WeightsAndBiases(config.wandb, directory, plain(config), writer),
     )
     profile = throughput.Profile(directory / "profile", config.profile_steps, start, plan.total)
 
@@ -235,9 +242,9 @@ def _train(
         stopping = stop.requested(step)
         if due(step, plan.log):
             # The one place where the host waits for the device.
-            values = steps.read_sums(training) | {"train/learning_rate": rate(step - 1)}
+            values = read_sums(training) | {"train/learning_rate": rate(step - 1)}
             check_finite(training)
-            training = steps.reset_sums(training)
+            training = reset_sums(training)
             values |= watch.lap(step)
             values |= inputs.list_skipped(batches, data.train, directory)
             record(step, values)
@@ -287,7 +294,7 @@ def evaluate(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -
         ValueError: where the config's model is not the run's, or there is no whole checkpoint.
         distributed.ProcessFailed: where another process of the run failed.
     """
-    config = configuration.resolve(config)
+    config = resolve(config)
     mesh = sharding.make_mesh(config.fsdp)
     directory = pathlib.Path(directory).expanduser().absolute()
     model_config = variants.from_dict(config.model.to_dict())
@@ -295,14 +302,12 @@ def evaluate(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -
     with distributed.together("opening the data and the workdir"):
         data = inputs.open_data(config, model_config)
         whole, saved, step = run_directory.read(directory)
-        if changes := configuration.differences(saved.to_dict(), model_config.to_dict()):
+        if changes := differences(saved.to_dict(), model_config.to_dict()):
             raise ValueError(
                 f"workdir {directory}: holds another model than the config (there -> here):\n  "
                 + "\n  ".join(changes)
             )
-    distributed.check_equal(
-        config=configuration.plain(config), held_out_images=len(data.val), step=step
-    )
+    distributed.check_equal(config=plain(config), held_out_images=len(data.val), step=step)
     definition, _ = base.split(variants.abstract(model_config, dtype=config.dtype))
     shardings = sharding.state_shardings(mesh, whole)
 
@@ -314,7 +319,7 @@ def evaluate(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -
     setting = evaluation.Setting(
         config, definition, data, mesh, lambda: random(jax.random.key(config.seed))
     )
-    evals = evaluators.make(setting, configuration.durations(config, len(data.train)))
+    evals = evaluators.make(setting, durations(config, len(data.train)))
     values = evals.run(list(evals.evaluators), sharding.put_tree(whole, shardings))
     say(f"evaluated step {step}")
     console.print_evaluation(values, config.evaluation.keep)

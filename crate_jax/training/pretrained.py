@@ -45,7 +45,7 @@ def read(path: str, config: ImageModelConfig) -> dict[str, np.ndarray]:
         logging.warning("%s: %s", found.source, warning)
     problems = [
         f"{name}: {getattr(found.config, name, None)!r} there, {value!r} here (the first is "
-        f"{found.origin.get(name, 'told by shapes')})"
+        f"{found.origin.get(name, 'inferred from shapes')})"
         for name, value in assumed.items()
         if name not in MAY_DIFFER and getattr(found.config, name, None) != value
     ]

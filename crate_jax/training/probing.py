@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
-from crate_jax import data as datasets
+from crate_jax.data import source
 from crate_jax.models import base
 from crate_jax.training import evaluation, inputs, sharding
 
@@ -205,7 +205,7 @@ def probe(model: Any, config: Any) -> dict[str, float]:
     mesh = sharding.make_mesh()
     definition, params = base.split(model)
     params = jax.device_put(params, sharding.replicated(mesh))
-    data = inputs.Data(config, *(datasets.source(config.data, split) for split in ("train", "val")))
+    data = inputs.Data(config, *(source(config.data, split) for split in ("train", "val")))
     features = Features(evaluation.Setting(config, definition, data, mesh, lambda: params))
     scores = dict(NearestNeighbours(features).run(params)) | dict(LinearProbe(features).run(params))
     train, _, queries, _ = features(params)

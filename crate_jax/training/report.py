@@ -1,4 +1,4 @@
-"""The report of a run: what the network attends to on held-out images, and its figures."""
+"""The report of a run: what the network attends to on held-out images, and its metrics."""
 
 import pathlib
 import platform
@@ -11,8 +11,8 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from crate_jax import config as configuration
 from crate_jax._version import __version__
+from crate_jax.config import plain
 from crate_jax.data import loader
 from crate_jax.export import explorer, report
 from crate_jax.models import base
@@ -48,7 +48,7 @@ def write(
         directory / "report" / "index.html",
         title=f"{config.model.family.upper()} on {config.data.name}",
         lede=_lede(config, data),
-        config=configuration.plain(config),
+        config=plain(config),
         history=lines,
         examples=examples(config, data, definition, params),
         environment=environment(),

@@ -77,7 +77,7 @@ class Stopwatch:
         self._paused += seconds
 
     def lap(self, step: int) -> dict[str, float]:
-        """Figures since the last lap, all under time/ since no two runs agree on them."""
+        """Metrics since the last lap, all under time/ since no two runs agree on them."""
         now = time.monotonic()
         seconds = max(now - self._mark - self._paused, 1e-9)
         steps = step - self._step

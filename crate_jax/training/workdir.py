@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import ml_collections
 
-from crate_jax import config as configuration
+from crate_jax.config import differences, plain
 from crate_jax.convert.run_directory import CONFIG, complete_steps
 from crate_jax.files import Lock, write_atomically
 from crate_jax.training import metrics
@@ -46,12 +46,12 @@ def claim(
         except OSError as error:
             raise OSError(_cannot_write(directory, error.strerror or str(error))) from error
         if not (directory / CONFIG).exists():
-            write_json(directory / CONFIG, configuration.plain(config))
+            write_json(directory / CONFIG, plain(config))
         yield lock
 
 
 def check(directory: pathlib.Path, config: ml_collections.ConfigDict, needed_bytes: int) -> None:
-    """What `claim` raises as far as it can be told without writing anything."""
+    """What `claim` raises as far as can be seen without writing anything."""
     try:
         os.fspath(directory).encode("utf-8")
     except UnicodeEncodeError as error:
@@ -70,11 +70,11 @@ def check(directory: pathlib.Path, config: ml_collections.ConfigDict, needed_byt
         _check_same(path, config)
         _check_trained(directory)
         return
-    strangers = [name for name in ("checkpoints", "metrics.jsonl") if (directory / name).exists()]
-    if strangers:
+    leftovers = [name for name in ("checkpoints", "metrics.jsonl") if (directory / name).exists()]
+    if leftovers:
         raise ValueError(
-            f"workdir {directory}: holds {' and '.join(strangers)} but no {CONFIG}, so it cannot "
-            "be told which run they belong to; choose an empty --workdir"
+            f"workdir {directory}: holds {' and '.join(leftovers)} but no {CONFIG}, so which "
+            "run they belong to is not known; choose an empty --workdir"
         )
     free = shutil.disk_usage(nearest).free
     if free < needed_bytes:
@@ -113,7 +113,7 @@ def _check_same(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
             f"{path}: expected the config of a run, got {str(saved)[:40]!r}; restore it "
             "from a backup, or choose another --workdir"
         )
-    changes = configuration.differences(saved, config)
+    changes = differences(saved, config)
     if changes:
         raise ValueError(
             f"workdir {path.parent} belongs to a run of another config (there -> here):\n  "

@@ -10,39 +10,40 @@ import numpy as np
 import pytest
 
 import crate_jax
-from crate_jax.convert import __main__ as command
 from crate_jax.convert import arguments, checkpoints, declare
+from crate_jax.convert.__main__ import main
 from crate_jax.models import base, variants
 
 
 def test_inspect_names_the_family_and_what_is_undeclared(torch, reference_files, capsys):
-    assert command.main(["--inspect", str(reference_files / "crate_mini.pth.tar")]) == 0
+    assert main(["--inspect", str(reference_files / "crate_mini.pth.tar")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    told = dict(line.split(maxsplit=1) for line in lines)
-    assert told["family"] == "crate"
-    assert told["prefixes"] == "module."
-    assert (told["width"], told["depth"], told["patch"], told["classes"]) == ("48", "3", "8", "10")
-    assert told["undeclared"].startswith("heads: undeclared")
+    inferred = dict(line.split(maxsplit=1) for line in lines)
+    assert inferred["family"] == "crate"
+    assert inferred["prefixes"] == "module."
+    sizes = [inferred[name] for name in ("width", "depth", "patch", "classes")]
+    assert sizes == ["48", "3", "8", "10"]
+    assert inferred["undeclared"].startswith("heads: undeclared")
     assert any("epoch, arch, best_acc1, optimizer, scheduler" in line for line in lines)
 
 
 def test_inspect_what_we_wrote_and_what_is_wrong(reference_files, tmp_path, write, capsys):
     path = tmp_path / "x.safetensors"
     checkpoints.save(checkpoints.read(reference_files / "crate_mae_mini.npz", heads=4), path)
-    assert command.main(["--inspect", str(path)]) == 0
+    assert main(["--inspect", str(path)]) == 0
     out = capsys.readouterr().out
     assert "4 (stored in the file)" in out
     assert "undeclared" not in out
     assert "problem" not in out
     state = {"blocks.0.attn.qkv.weight": np.zeros((3, 1), np.float32)}
-    assert command.main(["--inspect", str(write(state))]) == 0
+    assert main(["--inspect", str(write(state))]) == 0
     assert "cls_token is missing, without which" in capsys.readouterr().out
 
 
 def test_inspect_reads_pooling_off_timms_names(reference, write, capsys):
     state, _ = reference("dino_vit_mini")
     timm = {k.replace("norm.", "fc_norm.") if k[:5] == "norm." else k: v for k, v in state.items()}
-    assert command.main(["--inspect", str(write(timm))]) == 0
+    assert main(["--inspect", str(write(timm))]) == 0
     out = capsys.readouterr().out
     assert ["pool", "mean"] in [line.split() for line in out.splitlines()]
     assert "problem" not in out
@@ -51,7 +52,7 @@ def test_inspect_reads_pooling_off_timms_names(reference, write, capsys):
 def test_must_show(torch, reference_files, reference, tmp_path, capsys, run, error):
     """The issue's own sequence: in with heads declared, the reference logits, and back."""
     source, x = reference_files / "crate_mini.pth.tar", tmp_path / "X.safetensors"
-    assert command.main([f"--source={source}", "--heads=4", f"--target={x}"]) == 0
+    assert main([f"--source={source}", "--heads=4", f"--target={x}"]) == 0
     out = capsys.readouterr().out
     assert "heads = 4 (declared)" in out
     assert "32,650 parameters in the authors' PyTorch names" in out
@@ -59,7 +60,7 @@ def test_must_show(torch, reference_files, reference, tmp_path, capsys, run, err
     logits, _ = run(crate_jax.load(x), arrays["images"].transpose(0, 2, 3, 1))
     assert error(logits, arrays["logits"]) < 1e-5
     back = tmp_path / "back.pth.tar"
-    assert command.main([f"--source={x}", f"--target={back}"]) == 0
+    assert main([f"--source={x}", f"--target={back}"]) == 0
     theirs = torch.load(source, weights_only=True)["state_dict"]
     ours = torch.load(back, weights_only=True)["state_dict"]
     assert {f"module.{k}" for k in ours} == set(theirs)
@@ -78,7 +79,7 @@ def test_must_show(torch, reference_files, reference, tmp_path, capsys, run, err
 def test_faults_are_one_message_and_status_2(argv, message, reference_files, capsys):
     source = str(reference_files / "crate_mini.npz")
     argv = [a.replace("SOURCE", source) for a in argv]
-    assert command.main(argv) == 2
+    assert main(argv) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
     assert message in captured.err
@@ -90,13 +91,13 @@ def test_faults_are_one_message_and_status_2(argv, message, reference_files, cap
 )
 def test_usage(argv):
     with pytest.raises(SystemExit):
-        command.main(argv)
+        main(argv)
 
 
 @pytest.mark.parametrize("text", ["1,2,3", "0", "24x", "big"])
 def test_a_size_is_one_or_two_numbers(text, capsys):
     with pytest.raises(SystemExit):
-        command.main(["--source=a", "--target=b.npz", f"--image-size={text}"])
+        main(["--source=a", "--target=b.npz", f"--image-size={text}"])
     assert f"HEIGHTxWIDTH such as 320x480, got {text!r}" in capsys.readouterr().err
 
 
@@ -118,14 +119,14 @@ def test_every_declaration_of_the_command_line_is_one_of_load():
 
 def test_help_says_what_needs_pytorch(capsys):
     with pytest.raises(SystemExit):
-        command.main(["--help"])
+        main(["--help"])
     assert "need the torch extra" in capsys.readouterr().out
 
 
 def test_image_size_and_pool_arguments(write, crate_state, tmp_path):
     source, target = write(crate_state(patches=15)), tmp_path / "y.npz"
     argv = ["--heads=3", "--image_size=24,40", "--pool=mean", "--lambd=0.5", "--drop-head"]
-    assert command.main([f"--source={source}", f"--target={target}", *argv]) == 0
+    assert main([f"--source={source}", f"--target={target}", *argv]) == 0
     config = crate_jax.load(target).config
     assert (config.image_size, config.pool, config.lambd) == ((24, 40), "mean", 0.5)
     assert config.classes == 0
@@ -141,7 +142,7 @@ def test_stablehlo(name, tmp_path, run, error, capsys):
     model = base.merge(definition, weights)
     checkpoints.save(model, tmp_path / "x.safetensors")
     target = tmp_path / "x.stablehlo"
-    assert command.main([f"--source={tmp_path / 'x.safetensors'}", f"--target={target}"]) == 0
+    assert main([f"--source={tmp_path / 'x.safetensors'}", f"--target={target}"]) == 0
     assert "re-loaded, largest relative error" in capsys.readouterr().out
     exported = jax.export.deserialize(bytearray(target.read_bytes()))
     images = draw(size=(5, 16, 32, 3)).astype(np.float32)
@@ -162,7 +163,7 @@ def test_exports_of_nan_are_not_verified(tmp_path, capsys):
     model.head.bias[...] = jax.numpy.full(10, np.nan)
     checkpoints.save(model, tmp_path / "x.safetensors")
     target = tmp_path / "x.stablehlo"
-    assert command.main([f"--source={tmp_path / 'x.safetensors'}", f"--target={target}"]) == 2
+    assert main([f"--source={tmp_path / 'x.safetensors'}", f"--target={target}"]) == 2
     assert "expected finite outputs, got NaN or infinity in logits" in capsys.readouterr().err
     assert not target.exists()
 
@@ -170,7 +171,7 @@ def test_exports_of_nan_are_not_verified(tmp_path, capsys):
 @pytest.mark.parametrize("given", ["--epsilon=nan", "--lambd=nan", "--step-size=inf", "--std=0"])
 def test_numbers_that_are_none(given, write, crate_state, tmp_path, capsys):
     argv = [f"--source={write(crate_state())}", "--heads=3", f"--target={tmp_path / 'y.npz'}"]
-    assert command.main([*argv, given]) == 2
+    assert main([*argv, given]) == 2
     assert "expected a finite number" in capsys.readouterr().err
     assert not (tmp_path / "y.npz").exists()
 
@@ -180,7 +181,7 @@ def test_what_a_killed_conversion_left_is_removed(write, crate_state, tmp_path):
     ours.write_text("half")
     theirs.write_text("somebody's")
     argv = [f"--source={write(crate_state())}", "--heads=3", f"--target={tmp_path / 'y.npz'}"]
-    assert command.main(argv) == 0
+    assert main(argv) == 0
     assert not ours.exists()
     assert theirs.exists()
 
@@ -191,9 +192,9 @@ def test_a_full_disk_is_one_line(suffix, write, crate_state, tmp_path, request):
     if suffix == ".pth":
         request.getfixturevalue("torch")
     code = (
-        "import resource, signal, sys; from crate_jax.convert import __main__ as c; "
+        "import resource, signal, sys; from crate_jax.convert.__main__ import main; "
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); sys.exit(c.main(sys.argv[1:]))"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); sys.exit(main(sys.argv[1:]))"
     )
     target = tmp_path / "out" / f"y{suffix}"
     argv = [f"--source={write(crate_state())}", "--heads=3", f"--target={target}"]

@@ -101,8 +101,8 @@ class TestHeads:
 
     def test_one_head_has_no_output_map(self, crate_state, write):
         path = write(crate_state(output=False))
-        assert crate_jax.load(path).config.heads == 1  # told by shapes
-        with pytest.raises(ValueError, match="declared as 4, but told by shapes as 1"):
+        assert crate_jax.load(path).config.heads == 1  # inferred from shapes
+        with pytest.raises(ValueError, match="declared as 4, but inferred from shapes as 1"):
             crate_jax.load(path, heads=4)
         with pytest.raises(ValueError, match="one head of full width has no output map"):
             crate_jax.load(write(crate_state(), "y.safetensors"), heads=1)

@@ -12,7 +12,7 @@ import pytest
 import crate_jax
 from crate_jax.convert import checkpoints
 from crate_jax.models import base, variants
-from crate_jax.training import checkpoint as training
+from crate_jax.training import checkpoint
 
 CONFIG = variants.config("crate-testing", image_size=(16, 32), positions="dino")
 
@@ -23,7 +23,7 @@ def run_directory(tmp_path_factory):
     directory = tmp_path_factory.mktemp("run")
     (directory / "config.json").write_text(json.dumps({"model": CONFIG.to_dict()}))
     _, shapes = base.split(variants.abstract(CONFIG))
-    saved = training.Checkpoints(directory)
+    saved = checkpoint.Checkpoints(directory)
     for step in (10, 20):
         draw = np.random.default_rng(step).normal
         params = jax.tree.map(

@@ -3,8 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from crate_jax import config as configuration
 from crate_jax import data
+from crate_jax.config import default
 from crate_jax.data.scenes import Scenes
 from crate_jax.data.transforms import TrainTransform
 
@@ -24,18 +24,18 @@ class Recorder(dict):
 def test_every_default_is_read():
     read = {"workers"}  # by the training loop
     for name in data.NAMES:
-        config = Recorder(configuration.default().data.to_dict() | {"name": name}, read)
+        config = Recorder(default().data.to_dict() | {"name": name}, read)
         for split in ("train", "val"):
             try:
                 data.source(config, split)
             except ValueError:
                 assert name != "scenes"  # the others have no data to read here
             data.transform(config, split)
-    assert read == set(configuration.default().data.to_dict())
+    assert read == set(default().data.to_dict())
 
 
 def test_the_defaults_of_scenes_are_those_of_the_class():
-    options = configuration.default().data.to_dict()["scenes"]
+    options = default().data.to_dict()["scenes"]
     lengths = {options.pop("train_length"), options.pop("val_length")}
     assert lengths == {len(Scenes("train")), len(Scenes("val"))}
     fields = {field.name: field.default for field in dataclasses.fields(Scenes)}
@@ -44,7 +44,7 @@ def test_the_defaults_of_scenes_are_those_of_the_class():
 
 
 def test_a_config_dict_opens_scenes():
-    config = configuration.default().data
+    config = default().data
     config.image_size = 64
     config.scenes.scale = [0.3, 0.4]  # as a command line may give it
     config.scenes.val_length = 50
@@ -60,4 +60,4 @@ def test_a_config_dict_opens_scenes():
 
 def test_an_unknown_name_names_the_nearest():
     with pytest.raises(ValueError, match=r"'folders'\. Did you mean 'folder'"):
-        data.source(configuration.default().data.to_dict() | {"name": "folders"}, "train")
+        data.source(default().data.to_dict() | {"name": "folders"}, "train")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crate_jax import config as configuration
 from crate_jax import data
+from crate_jax.config import default
 from crate_jax.data import eval_batches, train_iterator
 from crate_jax.data.decode import CorruptImage
 from crate_jax.data.folders import Folder
@@ -182,7 +182,7 @@ def test_what_is_no_image_file_is_skipped_and_listed(root):
 
 
 def test_limit_in_megapixels_is_an_option(root):
-    config = configuration.default().data.to_dict()
+    config = default().data.to_dict()
     config |= {"name": "folder", "root": root, "max_megapixels": 0.0004}
     with pytest.raises(CorruptImage, match=r"20 x 24 pixels, more than max_megapixels=0.0004"):
         data.source(config, "val")[0]
@@ -209,7 +209,7 @@ def test_options_out_of_range_are_named(root, options, message):
 
 
 def test_config_opens_the_folder(root):
-    config = configuration.default().data.to_dict() | {
+    config = default().data.to_dict() | {
         "name": "folder",
         "root": root,
         "image_size": 16,

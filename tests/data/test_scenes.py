@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from crate_jax.data import photographs
-from crate_jax.data import scenes as scenes_module
+from crate_jax.data import photographs, scenes
 from crate_jax.data.folders import Folder
 from crate_jax.data.scenes import Scenes, clothing
 
@@ -101,7 +100,7 @@ def test_silhouette_fills_dark_cloth_and_drops_specks():
     image[:, 5:20, 20] = 3  # compression noise along the edge
     expected = np.zeros((28, 28), bool)
     expected[5:20, 5:20] = True
-    coat, bag = scenes_module.silhouettes(image, np.array([4, 8]))
+    coat, bag = scenes.silhouettes(image, np.array([4, 8]))
     np.testing.assert_array_equal(coat, expected)
     expected[8:12, 8:12] = False  # the opening under a handle
     np.testing.assert_array_equal(bag, expected)
@@ -140,7 +139,7 @@ def test_paste_changes_the_silhouette_and_nothing_else(side):
     colour = np.array([1.0, 0.5, 0.25])
     for row in range(10):
         area = np.full((side, side, 3), 77, np.uint8)
-        alpha = scenes_module.paste(area, images[row], silhouettes[row], colour)
+        alpha = scenes.paste(area, images[row], silhouettes[row], colour)
         assert (area[alpha == 0] == 77).all()
         # the kernel keeps area: the mask covers what the silhouette does
         assert alpha.mean() == pytest.approx(silhouettes[row].mean(), abs=0.02)
@@ -244,7 +243,7 @@ def test_options_are_frozen(train):
 def test_a_folder_of_scenes_is_read_as_class_folders(tmp_path):
     for split, length in (("train", 20), ("test", 30)):
         source = Scenes(split, length=length, seed=3)
-        count = scenes_module.write_folder(tmp_path, source, ("Bag", "Dress"))
+        count = scenes.write_folder(tmp_path, source, ("Bag", "Dress"))
         assert count == length // 5  # ten in a row show ten classes
     folder = Folder(str(tmp_path), "val")
     assert folder.class_names == ("Bag", "Dress")
@@ -255,4 +254,4 @@ def test_a_folder_of_scenes_is_read_as_class_folders(tmp_path):
         np.testing.assert_array_equal(folder[i]["image"], original["image"])
         assert folder.class_names[folder[i]["label"]] == scene.class_names[original["label"]]
     with pytest.raises(ValueError, match="got \\['Hat'\\]"):
-        scenes_module.write_folder(tmp_path, scene, ("Hat",))
+        scenes.write_folder(tmp_path, scene, ("Hat",))

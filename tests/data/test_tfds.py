@@ -8,8 +8,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from crate_jax import config as configuration
 from crate_jax import data
+from crate_jax.config import default
 from crate_jax.data import train_iterator
 from crate_jax.data.tfds import TfdsSource
 from crate_jax.data.transforms import TrainTransform
@@ -78,7 +78,7 @@ def test_splits(data_dir):
 
 def test_data_dir_from_the_environment(data_dir, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", data_dir)
-    config = configuration.default().data.to_dict() | {"name": "tfds", "dataset": "tiny"}
+    config = default().data.to_dict() | {"name": "tfds", "dataset": "tiny"}
     assert len(data.source(config, "train")) == 10
 
 

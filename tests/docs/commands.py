@@ -20,7 +20,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from crate_jax import command_line, main
-from crate_jax import config as configuration
+from crate_jax.config import durations, load, resolve
 from crate_jax.models import variants
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -75,7 +75,7 @@ def check(variables, command):
             return Checked(text, "these tests run in a checkout")
         case ["tfds", "build", dataset, "--file_format=array_record", "--data_dir=DATA"]:
             recipes = ("cifar10", "cifar100", "flowers", "pets")
-            configs = [configuration.load("finetune", recipe) for recipe in recipes]
+            configs = [load("finetune", recipe) for recipe in recipes]
             assert dataset in {config.data.dataset for config in configs}
             return Checked(text, "needs TensorFlow and the network")
         case ["pytest", *paths]:
@@ -183,9 +183,9 @@ def absl(module, arguments):
         if not before:
             flags.FLAGS.unparse_flags()
     assert rest == [module], f"unexpected arguments {rest[1:]}"
-    config = configuration.resolve(config)
+    config = resolve(config)
     variants.from_dict(config.model.to_dict())
-    configuration.durations(config, 100_000)
+    durations(config, 100_000)
     return config
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from crate_jax.training import step as steps
+from crate_jax.training import loop
 from tests.end_to_end import pictures
 
 _FLOPS = {}
@@ -11,14 +11,14 @@ _FLOPS = {}
 @pytest.fixture(autouse=True)
 def flops_are_counted_once(monkeypatch):
     """Tracing a network once more for its number of operations is a sixth of a short run."""
-    count = steps.flops_per_image
+    count = loop.flops_per_image
 
     def flops_per_image(config, model):
         if model not in _FLOPS:
             _FLOPS[model] = count(config, model)
         return _FLOPS[model]
 
-    monkeypatch.setattr(steps, "flops_per_image", flops_per_image)
+    monkeypatch.setattr(loop, "flops_per_image", flops_per_image)
 
 
 @pytest.fixture(scope="module")

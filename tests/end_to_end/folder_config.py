@@ -5,13 +5,13 @@ With `slow` every image takes so long to read, as from a distant disk.
 
 import time
 
-from crate_jax import config as configuration
+from crate_jax import config
 from crate_jax.data import folders
 from tests.end_to_end import pictures
 
 
 def get_config(arg=None):
-    a = configuration.arguments(arg, root="", steps=12, slow=0.0)
+    a = config.arguments(arg, root="", steps=12, slow=0.0)
     if a.slow:
         encoded = folders.Folder.encoded
 

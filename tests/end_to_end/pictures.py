@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from crate_jax import config as configuration
+from crate_jax.config import default, model
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -24,10 +24,10 @@ def write(root, train=8, val=4, seed=0):
 
 def config(root, steps=12, **changes):
     """A run of seconds, a line and a loss for every step, a checkpoint every fourth."""
-    c = configuration.default()
+    c = default()
     c.steps = steps
     c.batch_size = 8
-    c.model = configuration.model("crate-testing", depth=1)
+    c.model = model("crate-testing", depth=1)
     c.data.name, c.data.root, c.data.image_size = "folder", str(root), 32
     c.data.resize = 36
     c.evaluation.batch_size = 8

@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
-from crate_jax import config as configuration
+from crate_jax.config import default, model
 from crate_jax.models import base, variants
 from crate_jax.training import autoencoding, loop
 from tests.end_to_end import runs
 
 
 def config(steps):
-    c = configuration.default()
+    c = default()
     c.steps = steps
     c.batch_size = 16
-    c.model = configuration.model("crate-mae-testing", depth=1, decoder_depth=1)
+    c.model = model("crate-mae-testing", depth=1, decoder_depth=1)
     c.data.scenes.val_length = 24
     c.evaluation.batch_size = 16
     c.evaluation.report_images = 2
@@ -38,8 +38,8 @@ def test_trains_evaluates_and_reports(tmp_path):
 
 
 def test_pictures_keep_what_was_seen_and_loss_is_that_of_the_model():
-    model = variants.build(variants.config("crate-mae-testing", depth=1, decoder_depth=1))
-    definition, params = base.split(model)
+    network = variants.build(variants.config("crate-mae-testing", depth=1, decoder_depth=1))
+    definition, params = base.split(network)
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     indices = np.array([4, 7, 9])
     seen, completed = autoencoding.pictures(definition, params, images, indices)
@@ -48,10 +48,10 @@ def test_pictures_keep_what_was_seen_and_loss_is_that_of_the_model():
     assert ((share > 0.9).sum(axis=(1, 2)) == 12).all()  # 75 % of 16 patches
     assert np.abs(completed.astype(int) - images)[~hidden].max() <= 1
     assert np.abs(completed.astype(int) - images)[hidden].mean() > 10
-    pred, out, patches = autoencoding.reconstruct(model, model.preprocess(images), indices)
-    losses = autoencoding.loss(model, model.preprocess(images), indices)
+    pred, out, patches = autoencoding.reconstruct(network, network.preprocess(images), indices)
+    losses = autoencoding.loss(network, network.preprocess(images), indices)
     np.testing.assert_allclose(np.mean(losses), out["loss"], rtol=1e-5)
     # The mask belongs to the image, not to its place in the batch.
-    again = autoencoding.loss(model, model.preprocess(images[2:]), indices[2:])
+    again = autoencoding.loss(network, network.preprocess(images[2:]), indices[2:])
     np.testing.assert_allclose(again[0], losses[2], rtol=1e-5)
     assert pred.shape == patches.shape

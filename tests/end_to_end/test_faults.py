@@ -1,7 +1,7 @@
 """Faults of docs/reliability.md in whole runs; those of checkpoints alone in training/.
 
 In each test a run is struck by something in its middle, and then continued by the same command. It
-must end with the figures of a run that nothing befell, and may repeat no more than the steps since
+must end with the metrics of a run that nothing befell, and may repeat no more than the steps since
 its last checkpoint.
 """
 
@@ -22,8 +22,8 @@ import pytest
 from crate_jax import data, files
 from crate_jax.data.processes import WorkerDied
 from crate_jax.training import checkpoint, loop, metrics
-from crate_jax.training import step as steps
 from crate_jax.training.evaluation import Pass
+from crate_jax.training.step import make_step
 from tests.end_to_end import pictures, runs
 
 STEPS, EVERY = 12, 4  # steps of the run and between checkpoints
@@ -69,7 +69,7 @@ def strike(monkeypatch):
 
 
 def continues(workdir, images, unharmed, reached, lost):
-    """Resumes; asserts that so many of the steps reached are repeated, and the final figures."""
+    """Resumes; asserts that so many of the steps reached are repeated, and the final metrics."""
     assert max(runs.losses(workdir)) == reached
     assert runs.checkpoint_steps(workdir)[-1] == reached - lost
     assert lost <= EVERY
@@ -294,7 +294,7 @@ def test_only_checkpoints_read_the_clock_that_may_jump():
 
 def test_loss_that_is_not_finite_names_step_and_batch(images, unharmed, tmp_path, monkeypatch):
     """The parameters go bad in step 5; step 6 is the first whose loss shows it."""
-    make = steps.make_step
+    make = make_step
 
     def make_poisoned(*args, **kwargs):
         good = make(*args, **kwargs)
@@ -308,7 +308,7 @@ def test_loss_that_is_not_finite_names_step_and_batch(images, unharmed, tmp_path
 
     config = pictures.config(images, STEPS, log_every="3 steps")
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "make_step", make_poisoned)
+        patch.setattr(loop, "make_step", make_poisoned)
         with pytest.raises(FloatingPointError, match="not finite at step 6") as error:
             loop.train(config, tmp_path)
     assert "the last good checkpoint is step 4" in str(error.value)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from crate_jax import config as configuration
-from crate_jax.convert import __main__ as convert
+from crate_jax import config
 from crate_jax.convert import run_directory
+from crate_jax.convert.__main__ import main
 from crate_jax.models.positions import resize_positions
 from crate_jax.training import loop
 from tests.end_to_end import runs
@@ -15,7 +15,7 @@ REFERENCE = runs.ROOT / "tests" / "reference" / "crate_mini.npz"
 
 def finetune(images, source, **changes):
     """configs/finetune.py:flowers for the small network of the reference, on folders of JPEGs."""
-    c = configuration.load("finetune", "flowers")
+    c = config.load("finetune", "flowers")
     c.steps, c.epochs, c.batch_size, c.init_from = 1, None, 8, str(source)
     c.model.patch_size, c.model.dim, c.model.heads, c.model.depth = 8, 48, 4, 3
     c.model.image_size, c.data.image_size, c.model.classes = (48, 48), 48, 3
@@ -31,7 +31,7 @@ def finetune(images, source, **changes):
 def converted(tmp_path_factory):
     """The authors' state dict in the form that `python -m crate_jax.convert` writes."""
     target = tmp_path_factory.mktemp("converted") / "mini.safetensors"
-    assert convert.main([f"--source={REFERENCE}", "--heads=4", f"--target={target}"]) == 0
+    assert main([f"--source={REFERENCE}", "--heads=4", f"--target={target}"]) == 0
     return target
 
 

@@ -8,12 +8,11 @@ import types
 import numpy as np
 import pytest
 
-from crate_jax import config as configuration
 from crate_jax import recipes
+from crate_jax.config import resolve
 from crate_jax.convert import run_directory
 from crate_jax.models import variants
 from crate_jax.training import inputs, loop, pretrained
-from crate_jax.training import step as steps
 from tests.end_to_end import pictures, runs
 
 
@@ -53,7 +52,7 @@ def test_trains_on_jpegs(trained):
 @pytest.mark.parametrize("root", ["", "nowhere"])
 def test_without_images_stops_before_compiling(tmp_path, monkeypatch, root):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(steps, "make_step", None)  # nothing may get so far
+    monkeypatch.setattr(loop, "make_step", None)  # nothing may get so far
     with pytest.raises(ValueError) as error:
         loop.train(imagenet_b(root), tmp_path / "run")
     text = str(error.value)
@@ -218,7 +217,7 @@ def test_classes_in_the_data_must_fit_the_head(images):
 
 
 def test_a_folder_is_fine_tuned_from_a_checkpoint_whatever_its_network(images, trained):
-    config = configuration.resolve(recipes.finetune_folder(images, trained, image_size=48))
+    config = resolve(recipes.finetune_folder(images, trained, image_size=48))
     network = variants.from_dict(config.model.to_dict())
     assert (network.dim, network.heads, network.depth, network.patch_size) == (24, 3, 1, 8)
     assert network.classes == config.model.classes == 3

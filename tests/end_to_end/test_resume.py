@@ -1,4 +1,4 @@
-"""A run that was stopped ends with the same figures as one that was not."""
+"""A run that was stopped ends with the same metrics as one that was not."""
 
 import signal
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from crate_jax import config as configuration
+from crate_jax.config import plain
 from crate_jax.training import loop
 from tests.end_to_end import runs, tiny_config
 
@@ -136,4 +136,4 @@ def test_unknown_config_key_on_the_command_line(tmp_path):
 
 
 def test_plain_config_is_json():
-    assert json.loads(json.dumps(configuration.plain(config())))["steps"] == 4
+    assert json.loads(json.dumps(plain(config())))["steps"] == 4

@@ -1,13 +1,13 @@
 """A run of seconds, for tests; the argument is a number of steps."""
 
-from crate_jax import config as configuration
+from crate_jax import config
 
 
 def get_config(arg="12"):
-    c = configuration.default()
+    c = config.default()
     c.steps = int(arg)
     c.batch_size = 16
-    c.model = configuration.model("crate-testing", depth=2)
+    c.model = config.model("crate-testing", depth=2)
     c.data.image_size = 32
     c.data.scenes.val_length = 24
     c.evaluation.batch_size = 16

@@ -104,7 +104,7 @@ def test_every_picture_of_every_layer_is_there(page):
 
 
 def test_another_share_is_kept_and_named(run, page, tmp_path):
-    """`config.evaluation.keep` moves the figures; the page must not call them 60 %."""
+    """`config.evaluation.keep` moves the scores; the page must not call them 60 %."""
     few = {**run, "examples": run["examples"][:1], "config": {}}
     path = report.write_report(tmp_path / "index.html", **few, keep=0.3)
     text = path.read_text("utf-8")

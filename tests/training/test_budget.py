@@ -4,16 +4,15 @@ import time
 
 import pytest
 
-from crate_jax import config as configuration
+from crate_jax import config
 from crate_jax.models import variants
-from crate_jax.training import budget, sharding
-from crate_jax.training import step as steps
+from crate_jax.training import budget, sharding, step
 
 
 def check(**changes):
-    c = configuration.load("scenes_mae" if "model.decoder_depth" in changes else "scenes_tiny")
+    c = config.load("scenes_mae" if "model.decoder_depth" in changes else "scenes_tiny")
     c.update_from_flattened_dict(changes)
-    c = configuration.resolve(c)
+    c = config.resolve(c)
     network = variants.from_dict(c.model.to_dict())
     budget.check(c, network, sharding.make_mesh())
     return c, network
@@ -57,8 +56,8 @@ def test_long_compilations_are_announced(capsys):
 def test_operations_of_two_layers_tell_those_of_five():
     c, network = check(**{"model.depth": 5})
     shallow = [variants.config("crate-testing", **{**_fields(network), "depth": d}) for d in (1, 2)]
-    one, two = (steps.flops_per_image(c, s) for s in shallow)
-    assert steps.flops_per_image(c, network) == pytest.approx(one + 4 * (two - one), rel=1e-12)
+    one, two = (step.flops_per_image(c, s) for s in shallow)
+    assert step.flops_per_image(c, network) == pytest.approx(one + 4 * (two - one), rel=1e-12)
 
 
 def _fields(network):

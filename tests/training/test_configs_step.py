@@ -9,10 +9,10 @@ import ml_collections
 import numpy as np
 import pytest
 
-from crate_jax import config as configuration
+from crate_jax.config import load, plain, resolve
 from crate_jax.models import base, variants
 from crate_jax.training import optim
-from crate_jax.training import step as steps
+from crate_jax.training.step import initial, make_step, metric_names, objective, read_sums
 from tests.test_config import CONFIGS
 
 # One step is run of each program: its speed does not matter, that of the compiler does.
@@ -64,11 +64,11 @@ def toy(config):
 
 @pytest.mark.parametrize(("name", "argument"), ARGUMENTS + MORE)
 def test_builds_abstractly_at_full_size(name, argument):
-    config = configuration.resolve(configuration.load(name, argument))
+    config = resolve(load(name, argument))
     model = variants.from_dict(config.model.to_dict())
     shapes = base.split(variants.abstract(model, dtype=config.dtype))[1]
     optimizer = optim.optimizer(config.optimizer, lambda _: 1e-3)
-    state = jax.eval_shape(lambda p: steps.initial(optimizer, p), shapes)
+    state = jax.eval_shape(lambda p: initial(optimizer, p), shapes)
     assert len(jax.tree.leaves(state)) > len(jax.tree.leaves(shapes))
     if config.data.name != "scenes":
         assert model.image_size == (config.data.image_size,) * 2
@@ -82,19 +82,19 @@ def stepped(text):
     definition, params = base.split(variants.build(model, 0, dtype=c.dtype, remat=c.remat))
     fixed = variants.FAMILIES[model.family][1].fixed
     optimizer = optim.optimizer(c.optimizer, lambda _: c.optimizer.learning_rate, fixed)
-    step = steps.make_step(definition, steps.objective(c), optimizer, seed=0)
+    step = make_step(definition, objective(c), optimizer, seed=0)
     rng = np.random.default_rng(0)
     batch = {
         "image": jnp.array(rng.integers(0, 256, (4, 16, 16, 3), np.uint8)),
         "label": jnp.arange(4, dtype=jnp.int32),
     }
-    state = steps.initial(optimizer, params, steps.metric_names(c))
+    state = initial(optimizer, params, metric_names(c))
     compiled = jax.jit(step).lower(params, state, batch).compile(QUICK)
     updated, state = compiled(params, state, batch)
     moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), params, updated)
     still = {path[0].key for path, m in jax.tree_util.tree_leaves_with_path(moved) if not m}
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(updated)}
-    return steps.read_sums(state), int(state["bad_step"]), still, dtypes
+    return read_sums(state), int(state["bad_step"]), still, dtypes
 
 
 @pytest.mark.parametrize(
@@ -103,13 +103,13 @@ def stepped(text):
     [pytest.param(*pair, marks=pytest.mark.slow if pair[1] else ()) for pair in ARGUMENTS],
 )
 def test_takes_a_step(name, argument):
-    c = toy(configuration.load(name, argument))
+    c = toy(load(name, argument))
     keys = ("model", "optimizer", "dtype", "remat", "label_smoothing")
     keys += ("mixup", "cutmix", "mixup_switch")
-    text = json.dumps({key: configuration.plain(c)[key] for key in keys}, sort_keys=True)
+    text = json.dumps({key: plain(c)[key] for key in keys}, sort_keys=True)
     values, bad_step, still, dtypes = stepped(text)
     assert bad_step == -1
     assert np.isfinite(values["train/loss"])
-    assert set(values) == {"train/loss", *(f"train/{n}" for n in steps.metric_names(c))}
+    assert set(values) == {"train/loss", *(f"train/{n}" for n in metric_names(c))}
     assert still == set(variants.FAMILIES[c.model.family][1].fixed)
     assert dtypes == {jnp.dtype("float32")}

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from crate_jax import config as configuration
+from crate_jax import config
 from crate_jax.export import coco
 from crate_jax.models import base, variants
 from crate_jax.segmentation import average_precision, maskcut
@@ -177,8 +177,8 @@ def expected(captured, capture_images):
 
 
 def setting(batch_size=4, capture_images=100, seed=1, **periods):
-    c = configuration.default()
-    c.model = configuration.model("crate-testing")
+    c = config.default()
+    c.model = config.model("crate-testing")
     c.data.image_size = SIDE
     c.evaluation.batch_size, c.evaluation.capture_images = batch_size, capture_images
     c.evaluation.keep = KEEP
@@ -191,7 +191,7 @@ def setting(batch_size=4, capture_images=100, seed=1, **periods):
 def evaluate(of, params, **periods):
     """The metrics of a run's evaluation, by name."""
     periods = periods or {"validation": 1, "emergence": 1}
-    plan = configuration.Durations(9, 0, 1, periods, 1, 1)
+    plan = config.Durations(9, 0, 1, periods, 1, 1)
     evals = evaluators.make(of, plan)
     return evals.run(evals.due(3), params)
 
@@ -287,7 +287,7 @@ def test_each_is_due_by_its_own_period_and_all_at_the_end():
 def test_stopped_evaluators_yield_nothing(params):
     evals = evaluators.make(
         setting(batch_size=4),
-        configuration.Durations(9, 0, 1, dict.fromkeys(("validation", "maskcut"), 1), 1, 1),
+        config.Durations(9, 0, 1, dict.fromkeys(("validation", "maskcut"), 1), 1, 1),
     )
     asked = []
 

@@ -3,12 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crate_jax import config as configuration
+from crate_jax import config
 from crate_jax.training import optim
 
 
 def settings(**values):
-    c = configuration.default().optimizer
+    c = config.default().optimizer
     c.update(values)
     return c
 

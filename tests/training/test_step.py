@@ -6,17 +6,24 @@ import numpy as np
 import optax
 import pytest
 
-from crate_jax import config as configuration
+from crate_jax import config
 from crate_jax.models import base, variants
 from crate_jax.training import losses
-from crate_jax.training import step as steps
+from crate_jax.training.step import (
+    flops_per_image,
+    initial,
+    make_step,
+    objective,
+    read_sums,
+    reset_sums,
+)
 
 
 @pytest.fixture(scope="module")
 def setting():
-    c = configuration.default()
+    c = config.default()
     c.label_smoothing = 0.1
-    c.model = configuration.model("crate-testing")
+    c.model = config.model("crate-testing")
     model = variants.build(variants.VARIANTS["crate-testing"], 0)
     rng = np.random.default_rng(0)
     batch = {
@@ -29,8 +36,8 @@ def setting():
 def run(setting, accumulate=1, batch=None):
     c, definition, params, own = setting
     optimizer = optax.sgd(0.5)
-    step = steps.make_step(definition, steps.objective(c), optimizer, seed=0, accumulate=accumulate)
-    return jax.jit(step)(params, steps.initial(optimizer, params), batch or own)
+    step = make_step(definition, objective(c), optimizer, seed=0, accumulate=accumulate)
+    return jax.jit(step)(params, initial(optimizer, params), batch or own)
 
 
 def test_step_descends_the_gradient_of_the_mean_loss(setting):
@@ -48,10 +55,10 @@ def test_step_descends_the_gradient_of_the_mean_loss(setting):
     expected = jax.tree.map(lambda p, g: p - 0.5 * g, params, grads)
     for got, want in zip(jax.tree.leaves(updated), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
-    assert steps.read_sums(training)["train/loss"] == pytest.approx(float(value), rel=1e-5)
+    assert read_sums(training)["train/loss"] == pytest.approx(float(value), rel=1e-5)
     assert int(training["step"]) == 1
     assert int(training["bad_step"]) == -1
-    assert float(steps.reset_sums(training)["sums"]["loss"]) == 0
+    assert float(reset_sums(training)["sums"]["loss"]) == 0
 
 
 def test_accumulation_is_the_same_update(setting):
@@ -75,13 +82,13 @@ def test_flops_count_twice_the_products(setting):
     config = variants.VARIANTS["crate-testing"]
     tokens, d, depth = 1 + config.patches, config.dim, config.depth
     products = tokens * depth * (4 * d * d + 2 * tokens * d) + config.patches * 192 * d
-    counted = steps.flops_per_image(c, config)
+    counted = flops_per_image(c, config)
     assert 1.0 < counted / (6 * products) < 1.25
 
 
 def test_cross_entropy_objective_reports_training_accuracy(setting):
     c, definition, params, batch = setting
     model = base.merge(definition, params)
-    _, figures = steps.objective(c)(model, batch, jax.random.key(0))
+    _, metrics = objective(c)(model, batch, jax.random.key(0))
     logits, _ = model(model.preprocess(batch["image"]))
-    assert float(figures["top1"]) == float(losses.top_k_correct(logits, batch["label"], 1).mean())
+    assert float(metrics["top1"]) == float(losses.top_k_correct(logits, batch["label"], 1).mean())

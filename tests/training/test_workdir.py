@@ -4,15 +4,15 @@ import pathlib
 
 import pytest
 
-from crate_jax import config as configuration
+from crate_jax.config import default, plain, resolve
 from crate_jax.training import workdir
 
 
 @pytest.fixture
 def config():
-    c = configuration.default()
+    c = default()
     c.steps = 3
-    return configuration.resolve(c)
+    return resolve(c)
 
 
 def test_claimed_once_and_recognised(tmp_path, config):
@@ -20,7 +20,7 @@ def test_claimed_once_and_recognised(tmp_path, config):
     workdir.check(run, config, 0)
     assert not run.exists()
     with workdir.claim(run, config, 0):
-        assert json.loads((run / "config.json").read_text()) == configuration.plain(config)
+        assert json.loads((run / "config.json").read_text()) == plain(config)
         with pytest.raises(ValueError, match=rf"got process {os.getpid()} on"):
             workdir.claim(run, config, 0).__enter__()
     with workdir.claim(run, config, 0) as lock:
