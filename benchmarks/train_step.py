@@ -38,13 +38,13 @@ def main():
 
 def load(argument, **changes):
     """A config by its command-line form, resolved, with top-level keys replaced."""
-    from crate_jax import config as configuration
+    from crate_jax.config import read, resolve
 
     path, _, value = command_line.packaged_config(argument).partition(":")
-    config = configuration.read(path, value or None)
+    config = read(path, value or None)
     for name, change in changes.items():
         config[name] = change
-    return configuration.resolve(config)
+    return resolve(config)
 
 
 def measure(config, count=20):
