@@ -154,7 +154,7 @@ def test_fine_tuning_starts_from_the_run_with_a_new_head(trained, tmp_path):
 
 
 def test_fine_tuning_names_what_does_not_fit(images, trained, tmp_path):
-    config = loop.configuration.resolve(imagenet_b(images, model__depth=2, model__dim=48))
+    config = resolve(imagenet_b(images, model__depth=2, model__dim=48))
     model = loop.variants.from_dict(config.model.to_dict())
     with pytest.raises(ValueError, match="dim: 24 there, 48 here; depth: 1 there, 2 here"):
         pretrained.read(str(trained), model)
@@ -210,7 +210,7 @@ def test_mixing_changes_the_loss_and_is_the_same_again(images, tmp_path):
 
 
 def test_classes_in_the_data_must_fit_the_head(images):
-    config = loop.configuration.resolve(imagenet_b(images, model__classes=2))
+    config = resolve(imagenet_b(images, model__classes=2))
     model = loop.variants.from_dict(config.model.to_dict())
     with pytest.raises(ValueError, match=r"at least the 3 classes of the data, got 2"):
         inputs.open_data(config, model)
