@@ -19,7 +19,7 @@ def load(path: str | os.PathLike, **declared: Any) -> "Transformer":
     """The network of a checkpoint: ours, PyTorch's, safetensors or NumPy's.
 
     Args:
-        path: a run's directory or a file.
+        path: "scenes", the network that ships; a run's directory; or a file.
         **declared: what shapes do not tell: heads=, pool="cls"|"mean", image_size=int|(h, w),
             lambd=, positions="size"|"dino"|"notebook", or published=NAME for all of it.
 

@@ -126,7 +126,8 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         required=True,
         metavar="PATH",
-        help="a run's directory, or a file: .safetensors, .npz, .pth, .pth.tar",
+        help="scenes, the network that ships; a run's directory; or a file: .safetensors, .npz, "
+        ".pth, .pth.tar",
     )
     group = parser.add_argument_group("what a raw PyTorch file does not tell")
     add_declarations(group.add_argument)

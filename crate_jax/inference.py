@@ -153,6 +153,31 @@ def attention_of_layers(network: Network, layers: Sequence[int]) -> Callable:
     return run
 
 
+def captured(network: Network, layers: Sequence[int]) -> Callable:
+    """(params, images uint8[b, h, w, 3]) -> what attention reads, by name.
+
+    Returns:
+        A function to `query`, `key` and, with rotary positions, `key_unrotated`
+        f32[layers, b, 1+registers+n, heads, d_head].
+    """
+    forward, _ = _forward(network, layers)
+
+    def run(params, images):
+        _, out = forward(params, images)
+        names = ("query", "key", "key_unrotated")
+        return {name: out[name].astype(jnp.float32) for name in names if name in out}
+
+    return run
+
+
+def distinct_arrays(network: Network, size: tuple[int, int]) -> int:
+    """How many of what `captured` returns differ: one where query = key = w, as in CRATE."""
+    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
+    shapes = jax.eval_shape(captured(network, [0]), network.params, images)
+    tied = network.config.family != "vit" and getattr(network.config, "attention", "") != "mhsa"
+    return len(shapes) - tied
+
+
 def patch_features(network: Network, layers: Sequence[int], kind: str = "subspace") -> Callable:
     """(params, images uint8[b, h, w, 3]) -> patch features f32[b, layers, n, d].
 

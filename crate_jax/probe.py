@@ -24,7 +24,7 @@ from crate_jax.convert import arguments
 from crate_jax.main import parse_flags
 
 # `--config` is crate_jax.main's.
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's directory or a checkpoint file.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "scenes, a run's directory or a file.")
 _OUT = flags.DEFINE_string("out", None, "A JSON file for the scores.")
 _METAVARS = {
     "config": command_line.CONFIG,

@@ -5,12 +5,14 @@ python -m crate_jax.convert --source=crate_mini.pth.tar --heads=4 --target=crate
 python -m crate_jax.convert --source=RUN_DIRECTORY --target=model.pth
 python -m crate_jax.convert --source=crate-demo.pth --published=crate-demo --target=demo.safetensors
 python -m crate_jax.convert --source=model.safetensors --target=model.stablehlo
+python -m crate_jax.convert --source=RUN_DIRECTORY --target=kept.safetensors --with-run
 python -m crate_jax.convert --inspect=FILE
 """
 
 import argparse
 import functools
 import os
+import pathlib
 import sys
 
 from crate_jax import command_line, files
@@ -43,6 +45,13 @@ def parser() -> argparse.ArgumentParser:
     o.add_argument(
         "--drop-head", "--drop_head", action="store_true", help="leave the head out, to fine-tune"
     )
+    o.add_argument(
+        "--with-run",
+        "--with_run",
+        action="store_true",
+        help="of a run's directory: config, seed, training curve and scores go into the "
+        "metadata too; prints the file's SHA-256",
+    )
     return p
 
 
@@ -64,21 +73,31 @@ def _work(args: argparse.Namespace) -> int:
         print(inspection.inspect(args.inspect))
     else:
         declared = arguments.declared(args)
-        print(convert(args.source, args.target, drop_head=args.drop_head, **declared))
+        choices = {"drop_head": args.drop_head, "with_run": args.with_run}
+        print(convert(args.source, args.target, **choices, **declared))
     return 0
 
 
-def convert(source: str, target: str, **declared) -> str:
+def convert(source: str, target: str, with_run: bool = False, **declared) -> str:
     """Reads, writes, and says what was done; see `checkpoints.load` for the declarations."""
-    from crate_jax.convert import checkpoints, declare, stablehlo, weights
+    from crate_jax.convert import checkpoints, declare, run_directory, stablehlo, weights
 
     target = os.path.expanduser(target)
     exporting = target.endswith(stablehlo.SUFFIX)
     if not exporting:
         formats.suffix(target)  # a wrong suffix is said before gigabytes are read
+    if with_run and not target.endswith((".safetensors", ".npz")):
+        raise ValueError(
+            f"--with-run: expected a target in .safetensors or .npz, which have metadata, got "
+            f"{target}"
+        )
     files.remove_partial([os.path.realpath(target)])  # of a conversion that was killed
     checkpoint = checkpoints.read(source, **declared)
     config = checkpoint.config
+    if with_run:
+        if checkpoint.step is None:
+            raise ValueError(f"--with-run: expected a run's directory as source, got {source}")
+        checkpoint.run = run_directory.record(os.path.expanduser(source), checkpoint.step)
     lines = [f"{checkpoint.source}: {weights.describe(config)}"]
     for name in declare.DECLARABLE:
         if hasattr(config, name):
@@ -94,6 +113,8 @@ def convert(source: str, target: str, **declared) -> str:
         naming = checkpoints.layout_of(config, target).naming
         names = "the authors' JAX names" if naming == "flax" else "the authors' PyTorch names"
         lines.append(f"{target}: written, {count:,} parameters in {names}")
+        if with_run:
+            lines.append(f"  SHA-256 {run_directory.checksum(pathlib.Path(target))}")
         if naming == "pytorch" and getattr(config, "head_epsilon", 1e-5) != 1e-5:
             lines.append(
                 f"  note: this head's LayerNorm has epsilon {config.head_epsilon}; the authors' "

@@ -18,6 +18,7 @@ from crate_jax.convert import (
     layouts,
     names,
     run_directory,
+    shipped,
     weights,
 )
 from crate_jax.convert.layouts import Layout
@@ -44,6 +45,8 @@ class Checkpoint:
     notes: list[str] = dataclasses.field(default_factory=list)
     # Those of the notes that say what may not be meant.
     warnings: list[str] = dataclasses.field(default_factory=list)
+    step: int | None = None  # of a run
+    run: dict[str, Any] | None = None  # `run_directory.record`, where it is to be written too
 
 
 def read(
@@ -54,7 +57,7 @@ def read(
     `assumed` holds, by config field, where neither the file nor the user says it.
     """
     declare.check_names(declared, OPTIONS)
-    path = pathlib.Path(path).expanduser()  # shells leave the ~ of --checkpoint=~/x alone
+    path = shipped.resolve(path)
     options: dict[str, Any] = {name: declared.pop(name, None) for name in OPTIONS}
     options["assumed"] = assumed
     if path.is_dir():
@@ -213,17 +216,18 @@ def _read_workdir(path: pathlib.Path, options: dict, declared: dict) -> Checkpoi
         notes.append(f"positions resampled from {config.grid[0]} x {config.grid[1]} patches")
         config = wanted
     origin = dict.fromkeys(declare.DECLARABLE, "the run's config")
-    return Checkpoint(config, flat, origin, f"{path} at step {step}", notes=notes)
+    return Checkpoint(config, flat, origin, f"{path} at step {step}", notes=notes, step=step)
 
 
 def load(path: str | os.PathLike, **declared: Any) -> Transformer:
     """A network with the weights of a checkpoint; `crate_jax.load`.
 
     Args:
-        path: the directory of a run of ours; or a file of CRATE, CRATE-alpha, CRATE-MAE or a ViT in
-            DINO's or timm's names: `.safetensors`, `.npz` (CRATE-alpha's JAX names too), or, with
-            the `torch` extra, `.pth`, `.pth.tar`. Wrappers' prefixes, an optimiser beside the
-            weights and the like are seen through. The format is recognised by content.
+        path: "scenes", the network that ships; the directory of a run of ours; or a file of CRATE,
+            CRATE-alpha, CRATE-MAE or a ViT in DINO's or timm's names: `.safetensors`, `.npz`
+            (CRATE-alpha's JAX names too), or, with the `torch` extra, `.pth`, `.pth.tar`.
+            Wrappers' prefixes, an optimiser beside the weights and the like are seen through. The
+            format is recognised by content.
         **declared: what tensor shapes do not tell, unless the file says it (those written by
             `python -m crate_jax.convert` to `.safetensors` and `.npz` do, and runs of ours):
             `heads` (always needed but for one head without output map and for flax files);
@@ -279,6 +283,8 @@ def save(
         params = {p: np.asarray(x) for p, x in names.flatten(base.split(model)[1])}
     state = weights.to_state(params, config, layout_of(config, path), unused)
     declaration = {"config": config.to_dict(), "version": _version.__version__, "source": source}
+    if isinstance(model, Checkpoint) and model.run:
+        declaration["run"] = model.run
     formats.write(path, state, declaration if declared else None)
 
 

@@ -5,7 +5,7 @@ import os
 import pathlib
 from collections.abc import Mapping
 
-from crate_jax.convert import declare, formats, identify, weights
+from crate_jax.convert import declare, formats, identify, shipped, weights
 from crate_jax.convert.text import listed, printable
 
 
@@ -17,7 +17,7 @@ def inspect(path: str | os.PathLike) -> str:
         FileNotFoundError: where there is none.
         ImportError: for a PyTorch file without PyTorch.
     """
-    path = pathlib.Path(path)
+    path = shipped.resolve(path)
     if path.is_dir():
         return _inspect_workdir(path)
     file = formats.read(path, values=False)
@@ -58,6 +58,10 @@ def inspect(path: str | os.PathLike) -> str:
             if name in declare.DECLARABLE:
                 lines.append((name, f"{getattr(settled.config, name)} ({origin})"))
     lines += [("problem", text) for text in declare.misfits(found, inferred)]
+    if run := (file.declaration or {}).get("run"):
+        seed, scores = run["config"].get("seed"), run["scores"]
+        top1 = f", val/top1 {scores['val/top1']:.3f}" if "val/top1" in scores else ""
+        lines.append(("made by", f"a run of seed {seed} at step {run['step']:,}{top1}"))
     return _table(lines)
 
 

@@ -5,6 +5,7 @@ Layout: WORKDIR/config.json and WORKDIR/checkpoints/STEP/{params,training,input,
 SHA-256 of every file of a step in its `manifest.json`.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -19,6 +20,7 @@ from crate_jax.models import base, variants
 from crate_jax.models.base import ImageModelConfig
 
 CONFIG = "config.json"
+METRICS = "metrics.jsonl"
 MANIFEST = "manifest.json"
 ITEMS = ("params", "training", "input", "metadata")
 
@@ -79,6 +81,50 @@ def read_config(workdir: pathlib.Path) -> ImageModelConfig:
             f'{path}: expected the config of a run with its "model", got something else '
             f"({type(error).__name__}: {reason[:200]}); restore it from a backup"
         ) from error
+
+
+def record(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
+    """What is worth keeping of a run, plain enough for JSON: a few hundred kilobytes at most.
+
+    Returns:
+        `config`, nested; `step`; `history`, of metrics.jsonl up to the step a hundred lines of
+        training and all evaluations, without intervals; `scores`, the last value of every held-out
+        metric, intervals too. Numbers have six digits.
+
+    Raises:
+        ValueError: where the directory holds no metrics.
+    """
+    workdir = pathlib.Path(workdir)
+    lines = []
+    try:
+        for text in (workdir / METRICS).read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):  # the torn last line of a run that was killed
+                lines.append(json.loads(text))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{workdir}: expected the metrics of a run, found no {METRICS}; give the workdir of a "
+            "training"
+        ) from error
+    lines = [_short(line) for line in lines if line.get("step", step + 1) <= step]
+    scores: dict[str, Any] = {}
+    for line in lines:
+        scores |= {name: value for name, value in line.items() if name.startswith("val/")}
+    trained = [line for line in lines if "train/loss" in line]
+    kept = {id(line) for line in [*trained[:: max(1, len(trained) // 100)], *trained[-1:]]}
+    history = [
+        {name: value for name, value in line.items() if not name.endswith(("/low", "/high"))}
+        for line in lines
+        if id(line) in kept or any(name.startswith("val/") for name in line)
+    ]
+    config = json.loads((workdir / CONFIG).read_text(encoding="utf-8"))
+    return {"config": config, "step": step, "history": history, "scores": scores}
+
+
+def _short(line: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: float(f"{value:.6g}") if isinstance(value, float) else value
+        for name, value in line.items()
+    }
 
 
 def _restore(directory: pathlib.Path, config: ImageModelConfig) -> Any:

@@ -9,6 +9,7 @@ moves over tau is an edge more or less), and rounding has no say in the browser.
 """
 
 import base64
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,8 @@ from crate_jax.segmentation import attention, emergence, maskcut
 
 TAUS = tuple(round(0.05 * k, 2) for k in range(20))
 MOST_BYTES = 3_000_000  # of arrays on a page; base64 makes four bytes of three
-MOST_LAYERS = 6
+MOST_IMAGES, MOST_LAYERS = 12, 6
+CAPTURED = ("query", "key", "key_unrotated")
 _PUBLISHED_TAU = 0.15
 
 
@@ -33,60 +35,55 @@ def thinned(layers: int, most: int = MOST_LAYERS) -> list[int]:
 
 
 def affordable(
-    layers: int, patches: int, width: int, same: bool, budget: int = MOST_BYTES
-) -> tuple[int, int]:
-    """How many images, of how many layers each, a page may hold.
+    depth: int, patches: int, width: int, arrays: int, layer: int | None = None
+) -> tuple[int, list[int]]:
+    """How many images, and which layers of each, a page may hold within `MOST_BYTES`.
 
     Args:
-        layers: of the network that could be shown.
+        depth: layers of the network.
         patches: of an image.
         width: heads x d_head.
-        same: query and key are one array, as in CRATE.
-        budget: bytes.
+        arrays: that differ among query, key and unrotated key: 1 for CRATE, 2 for a ViT.
+        layer: the one that a page is about. It is shown, and the others where with them three
+            images fit. None: as many as one image may have.
 
     Returns:
-        (images, layers), all layers (at most six) if one image with them fits, fewer otherwise;
-        (0, 0) where not even one layer of one image does, or there are too few patches to cut.
+        (images, at most a dozen; indices of layers, at most seven); (0, []) where one layer of one
+        image does not fit, or there are too few patches to cut.
     """
-    arrays = 1 if same else 2
-    layer = arrays * (patches + 1) * (width + 4) + len(TAUS) * (patches + patches // 8 + 9)
-    if patches < 3 or layer > budget:
-        return 0, 0
-    shown = min(layers, MOST_LAYERS, budget // layer)
-    return budget // (shown * layer), shown
+    one = arrays * (patches + 1) * (width + 4) + len(TAUS) * (patches + patches // 8 + 5)
+    if patches < 3 or one > MOST_BYTES:
+        return 0, []
+    layers = thinned(depth, min(MOST_LAYERS, MOST_BYTES // one))
+    if layer is not None:
+        layers = sorted({*thinned(depth), layer})
+        if 3 * one * len(layers) > MOST_BYTES:
+            layers = [layer]
+    return min(MOST_IMAGES, MOST_BYTES // (one * len(layers))), layers
 
 
 def pack_first(
-    query: Float[ArrayLike, "layers b tokens heads d_head"],
-    key: Float[ArrayLike, "layers b tokens heads d_head"],
-    grid: tuple[int, int],
-    registers: int = 0,
+    captured: Mapping[str, ArrayLike], grid: tuple[int, int], registers: int = 0
 ) -> list[dict[str, np.ndarray]]:
     """`pack` of the first images of a batch and of evenly spaced layers: as many as fit a page.
 
     Args:
-        query: f[layers, b, 1+registers+n, heads, d_head], as a model's `capture` returns it.
-        key: the same shape.
+        captured: of a batch and all layers, f[layers, b, 1+registers+n, heads, d_head] each.
         grid: (rows, columns) of patches.
         registers: `model.config.registers`.
     """
-    query, key = np.asarray(query), np.asarray(key)
-    same = np.array_equal(query[:, 0], key[:, 0])
-    width = query.shape[-2] * query.shape[-1]
-    images, most = affordable(len(query), grid[0] * grid[1], width, same)
-    if not images:
-        return []
-    layers = thinned(len(query), most)
-    numbers = [1 + layer for layer in layers]
+    arrays = {name: np.asarray(captured[name]) for name in CAPTURED if name in captured}
+    depth, batch, _, *width = arrays["query"].shape
+    differ = _distinct({name: array[:, 0] for name, array in arrays.items()})
+    images, layers = affordable(depth, grid[0] * grid[1], math.prod(width), len(differ))
     return [
-        pack(query[layers, row], key[layers, row], grid, numbers, registers)
-        for row in range(min(images, query.shape[1]))
+        pack({name: array[layers, row] for name, array in arrays.items()}, grid, layers, registers)
+        for row in range(min(images, batch))
     ]
 
 
 def pack(
-    query: Float[ArrayLike, "layers tokens heads d_head"],
-    key: Float[ArrayLike, "layers tokens heads d_head"],
+    captured: Mapping[str, ArrayLike],
     grid: tuple[int, int],
     layers: Sequence[int],
     registers: int = 0,
@@ -96,37 +93,37 @@ def pack(
     A number x is stored as round(x / s), int8, with one scale s = max |x| / 127 a layer and token.
 
     Args:
-        query: of some layers of one image, as a model captures it. For CRATE w = LN(z) U.
-        key: the same shape; for CRATE the same array, stored once.
+        captured: of one image and these layers, f[layers, 1+registers+n, heads, d_head] each:
+            `query`, `key` (CRATE: both are w = LN(z) U), and `key_unrotated` of a network with
+            rotary positions, by which it is cut.
         grid: (rows, columns) of patches.
-        layers: the numbers, from 1, of these layers.
+        layers: their indices, from 0.
         registers: tokens between [CLS] and the patches, `model.config.registers`: left out.
 
     Returns:
-        `query` int8[layers, tokens, heads, d_head] and `query_scale` f32[layers, tokens], `key`
-        and `key_scale` where they differ; of MaskCut's first round with the keys of all heads side
-        by side, for each of `TAUS`: `vectors` int8[layers, taus, n], the second eigenvector over
-        its largest magnitude, times 127; `masks` uint8, bits of bool[layers, taus, n] in reading
-        order, and `gaps` f32[layers, taus], the eigengap; `grid` int[2]; `layers` int[layers].
+        For each of `CAPTURED` that is there and not the same as the one before it,
+        NAME int8[layers, 1+n, heads, d_head] and NAME_scale f32[layers, 1+n]; of MaskCut's first
+        round with the keys of all heads side by side, for each of `TAUS`: `vectors`
+        int8[layers, taus, n], the second eigenvector over its largest magnitude, times 127;
+        `masks` uint8, bits of bool[layers, taus, n] in reading order, and `gaps`
+        f32[layers, taus], the eigengap; `grid` int[2]; `layers` int[layers], from 1.
 
     Raises:
         FloatingPointError: values that are not finite.
         ValueError: fewer than 3 patches, or another number of them than the grid's.
     """
-    shown = np.r_[0, 1 + registers : np.shape(query)[1]]
-    query, key = (np.asarray(x, np.float32)[:, shown] for x in (query, key))
-    if not (np.isfinite(query).all() and np.isfinite(key).all()):
-        raise FloatingPointError("query and key hold NaN or infinity; check the weights")
-    codes, scale = _quantised(query)
-    packed = {
-        "query": codes,
-        "query_scale": scale,
-        "grid": np.array(grid),
-        "layers": np.array(layers),
+    arrays = {
+        name: np.delete(np.asarray(captured[name], np.float32), range(1, 1 + registers), axis=1)
+        for name in CAPTURED
+        if name in captured
     }
-    if not np.array_equal(query, key):
-        packed["key"], packed["key_scale"] = _quantised(key)
-    features = key[:, 1:].reshape(len(key), key.shape[1] - 1, -1)
+    packed = {"grid": np.array(grid), "layers": np.array(layers) + 1}
+    for name, array in _distinct(arrays).items():
+        if not np.isfinite(array).all():
+            raise FloatingPointError(f"the {name} holds NaN or infinity; check the weights")
+        packed[name], packed[f"{name}_scale"] = _quantised(array)
+    keys = list(arrays.values())[-1][:, 1:]
+    features = keys.reshape(*keys.shape[:2], -1)
     cuts = [maskcut.maskcut_batch(features, grid, tau, 1, where="host") for tau in TAUS]
     vectors = np.stack([cut.eigenvectors[:, 0] for cut in cuts], axis=1)
     largest = np.maximum(np.abs(vectors).max(-1, keepdims=True), np.finfo(np.float32).tiny)
@@ -134,6 +131,15 @@ def pack(
     packed["masks"] = np.packbits(np.stack([cut.masks[:, 0] for cut in cuts], axis=1))
     packed["gaps"] = np.stack([cut.confidence[:, 0] for cut in cuts], axis=1).astype(np.float32)
     return packed
+
+
+def _distinct(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Those that are not the same as the one before."""
+    kept: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        if not kept or not np.array_equal(array, list(kept.values())[-1]):
+            kept[name] = array
+    return kept
 
 
 def _quantised(
@@ -199,7 +205,8 @@ def _image(
         "heads": packed["query"].shape[2],
         "width": packed["query"].shape[2] * packed["query"].shape[3],
     }
-    for key in ("query", "query_scale", "key", "key_scale", "vectors", "masks", "gaps"):
+    scales = [f"{key}_scale" for key in CAPTURED]
+    for key in (*CAPTURED, *scales, "vectors", "masks", "gaps"):
         image[key] = _text(packed[key]) if key in packed else None
     image["object"] = image["pixels"] = None
     if mask is not None and mask.any():

@@ -107,6 +107,8 @@ def write_gallery(
     settings: Mapping,
     lede: str = "",
     facts: Mapping[str, str] | None = None,
+    explored: Sequence[Mapping] = (),
+    first_layer: int | None = None,
 ) -> Path:
     """Writes a page of segmented images.
 
@@ -120,10 +122,14 @@ def write_gallery(
         settings: what the images were made with.
         lede: a sentence or two below the heading.
         facts: short things worth knowing, label to text.
+        explored: of the first images, for the explorer: `name`, `picture` as above, but embedded
+            in any case, and `packed` of `explorer.pack`.
+        first_layer: the number, from 1, of the layer that the explorer shows first.
 
     Returns:
         The path.
     """
+    held = [_explorable(one["picture"], one["name"], one["packed"]) for one in explored]
     shown = []
     for item in items:
         panels = [(caption, *_panel(picture)) for caption, picture in item["panels"]]
@@ -143,6 +149,7 @@ def write_gallery(
         linked=any(not uri.startswith("data:") for item in shown for _, uri, _ in item["panels"]),
         panel_columns=min(panel_columns, 4),
         item_width=min(760, 210 * panel_columns),
+        explorer=explorer.contents(held, first_layer=first_layer, total=len(shown)),
     )
 
 
@@ -150,11 +157,15 @@ def _explored(examples: Sequence[Mapping], best: int | None, keep: float) -> dic
     shown = []
     for example in examples:
         if "packed" in example:
-            photo, small = _photo(example["image"])
             name = example.get("label") or f"image {len(shown) + 1}"
-            rest = {key: example.get(key) for key in ("packed", "mask")}
-            shown.append({"name": name, "photo": photo, "small": small, **rest})
+            packed, mask = example["packed"], example.get("mask")
+            shown.append(_explorable(example["image"], name, packed) | {"mask": mask})
     return explorer.contents(shown, first_layer=best, keep=keep, total=len(examples))
+
+
+def _explorable(picture: np.ndarray | str, name: str, packed: Mapping) -> dict:
+    photo, small = _panel(picture)
+    return {"name": name, "photo": photo, "small": small, "packed": packed}
 
 
 def _columns(heads: int, most: int) -> int:

@@ -1,8 +1,8 @@
 """What is kept of every image: its files, and the record that says they are all there.
 
     OUT/records/NAME.json   one an image, written last: an image with a record is done
-    OUT/maps/NAME.npz, OUT/overlays/NAME.png, OUT/heads/NAME.png, OUT/previews/NAME.*, and for
-    parts OUT/features/NAME.npy
+    OUT/maps/NAME.npz, OUT/overlays/NAME.png, OUT/heads/NAME.png, OUT/previews/NAME.*, for parts
+    OUT/features/NAME.npy, and of the first images OUT/explorer/NAME.npz
 
 NAME is the image's path below the folder of images, with its suffix, so that no two collide.
 """
@@ -11,6 +11,8 @@ import io
 import json
 import os
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +32,7 @@ _WRITTEN = {
         f".{caption}.{kind}" for caption in ("image", "overlay", "grey") for kind in ("png", "webp")
     ),
     "features": (".npy",),
+    "explorer": (".npz",),
 }
 _DONE = {"height": int, "width": int, "confidences": list, "objects": list, "note": str}
 _FAILED = {"kind": str, "message": str}
@@ -79,6 +82,14 @@ class Records(Store):
             write_atomically(path, content)
         listed = sorted(path.relative_to(self.out).as_posix() for path in files)
         self._write_record(name, {**record, "files": listed})
+
+    def explorable(self, name: str) -> dict[str, np.ndarray] | None:
+        """What `explorer.pack` made of an image; None where it is not there, or damaged."""
+        try:
+            with np.load(self.path("explorer", name, ".npz")) as stored:
+                return dict(stored)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+            return None
 
     def write_failure(self, name: str, kind: str, message: str) -> None:
         """Notes that an image could not be used. It is tried again at the next run."""

@@ -18,7 +18,8 @@ from PIL import Image
 
 from crate_jax import inference
 from crate_jax.data import images
-from crate_jax.export import coco, overlays
+from crate_jax.export import coco, explorer, overlays
+from crate_jax.files import write_atomically
 from crate_jax.segment import methods, summary
 from crate_jax.segment.records import Records
 from crate_jax.segmentation import parts
@@ -120,6 +121,7 @@ def segment(
         failed = run.all_batches()
         if options.method == "parts":
             run.parts()
+        run.explorer()
         summary.collect(records, ids, folder, options.save, say)
     return failed
 
@@ -138,18 +140,14 @@ class _Run:
     def all_batches(self) -> int:
         """This shard's unfinished batches; returns how many of their images failed."""
         shard, shards = self.options.shard
-        length, names = self.options.batch_size, self.records.names
-        mine = [
-            names[start : start + length]
-            for start in range((shard - 1) * length, len(names), shards * length)
-        ]
+        mine = self._batches()
         unfinished = [batch for batch in mine if not all(self._done(name) for name in batch)]
         self.records.remove_unfinished(name for batch in unfinished for name in batch)
         count = sum(map(len, mine))
         todo = sum(map(len, unfinished))
         here = "" if shards == 1 else f", {count} of them in shard {shard}/{shards}"
         there = f", {count - todo} done before" if todo < count else ""
-        self.say(f"images    {len(names)}{here}{there}")
+        self.say(f"images    {len(self.records.names)}{here}{there}")
         if not unfinished:
             return 0
         batches = self._compile()
@@ -198,6 +196,37 @@ class _Run:
                 shown = methods.from_parts(found, index, self.grid)
             self._save(name, loaded, shown)
 
+    def explorer(self) -> None:
+        """What the gallery's explorer holds of the first images, of those that this shard saves.
+
+        One image at a time: what a row of a batch gives depends on the batch's length.
+        """
+        config, patches = self.network.config, self.grid[0] * self.grid[1]
+        width = config.heads * config.head_dim
+        arrays = inference.distinct_arrays(self.network, self.size)
+        count, layers = explorer.affordable(config.depth, patches, width, arrays, self.layer)
+        # Parts are saved of all images at once, by the shard that finishes last.
+        own = self._batches() if self.options.method != "parts" else [self.records.names]
+        mine = {name for batch in own for name in batch}
+        missing = [
+            name
+            for name in self.records.names[:count]
+            if name in mine and self.records.done(name) and self.records.explorable(name) is None
+        ]
+        if not missing:
+            return
+        run = inference.captured(self.network, layers)
+        compute = inference.Batches(self.network, run, 1, self.size)
+        progress = inference.Progress("explorer", len(missing), self.say)
+        for name in missing:
+            loaded = self._read(name)
+            if isinstance(loaded, _Loaded):
+                captured = {key: x[:, 0] for key, x in compute(loaded.pixels[None]).items()}
+                packed = explorer.pack(captured, self.grid, layers, config.registers)
+                path = self.records.path("explorer", name, ".npz")
+                write_atomically(path, npz_bytes(packed))
+            progress.add(1)
+
     def _features(self, paths: list[pathlib.Path]) -> np.ndarray:
         needed = 4 * sum(path.stat().st_size for path in paths)  # in float64, and centred
         free = inference.free_host_memory()
@@ -207,6 +236,13 @@ class _Run:
                 f"{free / 2**30:.1f} are free; take fewer images or a smaller --size"
             )
         return np.stack([np.load(path) for path in paths])
+
+    def _batches(self) -> list[list[str]]:
+        """This shard's images, cut into batches."""
+        shard, shards = self.options.shard
+        length, names = self.options.batch_size, self.records.names
+        starts = range((shard - 1) * length, len(names), shards * length)
+        return [names[start : start + length] for start in starts]
 
     def _done(self, name: str) -> bool:
         if self.options.method == "parts" and self.records.path("features", name, ".npy").is_file():

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from crate_jax.data import images
-from crate_jax.export import coco, overlays, report
+from crate_jax.export import coco, explorer, overlays, report
 from crate_jax.files import write_atomically
 from crate_jax.segment.records import Records
 from crate_jax.store import printable
@@ -188,6 +188,7 @@ def _write_gallery(records: Records, done: list[dict], summary: Mapping) -> None
         }
         for record in done
     ]
+    shown = [_explored(records, record) for record in done[: explorer.MOST_IMAGES]]
     report.write_gallery(
         records.out / "index.html",
         title=f"{settings['method']} on {len(records.names)} images",
@@ -199,7 +200,19 @@ def _write_gallery(records: Records, done: list[dict], summary: Mapping) -> None
             "without a mask": str(summary["without_mask"]),
             "failed": str(summary["failed"]),
         },
+        explored=[one for one in shown if one],
+        first_layer=settings["layer"] + 1,
     )
+
+
+def _explored(records: Records, record: Mapping) -> dict | None:
+    """An image as the explorer shows it; None where nothing was stored of it."""
+    packed = records.explorable(record["name"])
+    if packed is None:
+        return None
+    (preview,) = (file for caption, file in _previews(record["files"]) if caption == "image")
+    picture = _picture(records, preview, embedded=True)
+    return {"name": printable(record["name"]), "picture": picture, "packed": packed}
 
 
 def _previews(files: Sequence[str]):

@@ -87,13 +87,14 @@ def examples(
     def compute(params, images):
         logits, out = forward(params, images)
         maps = attention.layer_maps(out["query"], out["key"], registers)
-        return logits, maps, out["query"], out["key"]
+        return logits, maps, {name: out[name] for name in explorer.CAPTURED if name in out}
 
-    logits, maps, query, key = jax.device_get(compute(params, batch["image"]))
+    logits, maps, captured = jax.device_get(compute(params, batch["image"]))
     rows = batch["image"].shape[1] // config.model.patch_size
     maps = maps.reshape(*maps.shape[:3], rows, -1)
     read = np.flatnonzero(valid)
-    packed = explorer.pack_first(query[:, read], key[:, read], maps.shape[-2:], registers)
+    captured = {name: array[:, read] for name, array in captured.items()}
+    packed = explorer.pack_first(captured, maps.shape[-2:], registers)
     names = data.val.class_names
     shown = []
     for place, row in enumerate(read):

@@ -1,6 +1,7 @@
 """State dicts under the authors' names, made in NumPy: most of these tests need no PyTorch."""
 
 import functools
+import json
 import pathlib
 
 import jax
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from crate_jax.models import base
+from crate_jax.models import base, variants
+from crate_jax.training import checkpoint
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -111,3 +113,21 @@ def crate_state(dim=24, depth=2, patch=8, patches=16, classes=10, output=True, s
 @pytest.fixture(name="crate_state", scope="session")
 def _crate_state():
     return crate_state
+
+
+@pytest.fixture(scope="module")
+def run_directory(tmp_path_factory):
+    """What a training leaves: config.json and two checkpoints."""
+    config = variants.config("crate-testing", image_size=(16, 32), positions="dino")
+    directory = tmp_path_factory.mktemp("run")
+    (directory / "config.json").write_text(json.dumps({"seed": 3, "model": config.to_dict()}))
+    _, shapes = base.split(variants.abstract(config))
+    saved = checkpoint.Checkpoints(directory)
+    for step in (10, 20):
+        draw = np.random.default_rng(step).normal
+        params = jax.tree.map(
+            lambda s, draw=draw: jax.numpy.asarray(draw(size=s.shape) / 3, "float32"), shapes
+        )
+        saved.save(step, params, {"step": jax.numpy.zeros(())}, {}, {})
+    saved.close()
+    return directory

@@ -25,7 +25,7 @@ from crate_jax.models import variants
 from crate_jax.segment import summary
 from crate_jax.segment.__main__ import main as segment
 from crate_jax.segment.records import Records
-from crate_jax.segmentation import maskcut
+from crate_jax.segmentation import attention, maskcut
 from tests.end_to_end import runs
 
 PHOTOGRAPHS = ["hubble_deep_field.jpg", "retina.jpg", "rocket.jpg"] + [
@@ -157,6 +157,35 @@ def test_files_of_attention(photographs, whole):
     assert (out / "heads" / "coffee.png.png").is_file()
     page = (out / "index.html").read_text()
     assert all(name in page for name in PHOTOGRAPHS)
+
+
+def test_a_damaged_file_of_the_explorer_is_made_again(checkpoint, photographs, whole, tmp_path):
+    shutil.copytree(whole["attention"], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "explorer" / "coffee.png.npz").write_bytes(b"PK")
+    (tmp_path / "explorer" / "brick.png.npz").unlink()
+    assert run(checkpoint, photographs, tmp_path, "attention") == 0
+    assert contents(tmp_path) == contents(whole["attention"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_explorer_holds_what_the_method_saw(method, whole):
+    """Its maps and its cut are those of the files beside it."""
+    out = whole[method]
+    with np.load(out / "explorer" / "coffee.png.npz") as arrays:
+        held = dict(arrays)
+    page = (out / "index.html").read_text()
+    assert len(list((out / "explorer").rglob("*.npz"))) == 12
+    assert page.count('"query":') == 12
+    settings = json.loads((out / "settings.json").read_text())
+    layer = held["layers"].tolist().index(settings["layer"] + 1)
+    w = held["query"][layer] * held["query_scale"][layer][:, None, None]
+    with np.load(out / "maps" / "coffee.png.npz") as arrays:
+        if method == "attention":
+            maps = np.asarray(attention.cls_maps(w[None], w[None]))[0]
+            np.testing.assert_allclose(maps.reshape(3, 8, 8), arrays["maps"], rtol=0.02)
+        if method == "maskcut":
+            bits = np.unpackbits(held["masks"]).reshape(len(held["layers"]), 20, 8, 8)
+            np.testing.assert_array_equal(bits[layer, 4], arrays["masks"][0])  # tau = 0.2
 
 
 def test_coco_file(photographs, whole):

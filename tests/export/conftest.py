@@ -159,7 +159,7 @@ def captured():
     """Three examples with what the explorer needs, and their w f32[4, 3, 1+n, 3, 8]."""
     shown = examples(3, layers=4, heads=3)
     coordinates = subspaces(shown, layers=4, heads=3)
-    packed = explorer.pack_first(coordinates, coordinates, (GRID, GRID))
+    packed = explorer.pack_first({"query": coordinates, "key": coordinates}, (GRID, GRID))
     return [e | {"packed": p} for e, p in zip(shown, packed, strict=True)], coordinates
 
 
@@ -168,10 +168,9 @@ def run():
     """What `write_report` takes, all of it."""
     shown = examples()
     coordinates = subspaces(shown[:4])
-    for example, packed in zip(
-        shown, explorer.pack_first(coordinates, coordinates, (GRID, GRID)), strict=False
-    ):
-        example["packed"] = packed
+    packed = explorer.pack_first({"query": coordinates, "key": coordinates}, (GRID, GRID))
+    for example, one in zip(shown, packed, strict=False):
+        example["packed"] = one
     return {
         "title": "CRATE on scenes",
         "lede": LEDE,

@@ -16,18 +16,17 @@ def captured():
     rng = np.random.default_rng(0)
     scale = np.array([0.01, 1, 30]).reshape(3, 1, 1, 1)  # layers differ by orders of magnitude
     shape = (3, 1 + 2 + 20, 2, 8)  # with two registers
-    query, key = ((scale * rng.normal(size=shape)).astype(np.float32) for _ in range(2))
-    return query, key
+    return {name: (scale * rng.normal(size=shape)).astype(np.float32) for name in ("query", "key")}
 
 
 @pytest.fixture(scope="module")
 def packed(captured):
-    return explorer.pack(*captured, GRID, [1, 2, 3], registers=2)
+    return explorer.pack(captured, GRID, range(3), registers=2)
 
 
 def test_a_byte_a_number_without_the_registers(captured, packed):
     shown = np.r_[0, 3:23]
-    for name, array in zip(("query", "key"), captured, strict=True):
+    for name, array in captured.items():
         codes, scale = packed[name], packed[f"{name}_scale"]
         assert codes.dtype == np.int8
         error = np.abs(scale[..., None, None] * codes - array[:, shown]).max((2, 3))
@@ -37,7 +36,7 @@ def test_a_byte_a_number_without_the_registers(captured, packed):
 def test_cuts_are_maskcuts_first_round(captured, packed):
     masks = np.unpackbits(packed["masks"])[: 3 * 20 * 20].reshape(3, 20, *GRID)
     for layer in range(3):
-        features = captured[1][layer, 3:].reshape(20, -1)
+        features = captured["key"][layer, 3:].reshape(20, -1)
         for index, tau in enumerate(explorer.TAUS):
             cut = maskcut.maskcut(features, GRID, tau)
             np.testing.assert_array_equal(masks[layer, index], cut.masks[0])
@@ -47,37 +46,56 @@ def test_cuts_are_maskcuts_first_round(captured, packed):
 
 
 def test_one_array_is_stored_once(captured):
-    packed = explorer.pack(captured[0], captured[0], GRID, [1, 2, 3], registers=2)
+    w = captured["query"]
+    packed = explorer.pack({"query": w, "key": w}, GRID, range(3), registers=2)
     assert "key" not in packed
 
 
+def test_rotary_keys_are_attended_by_and_unrotated_ones_cut(captured):
+    unrotated = captured["query"][::-1]
+    all_three = captured | {"key_unrotated": unrotated}
+    packed = explorer.pack(all_three, GRID, range(3), registers=2)
+    alone = explorer.pack({"query": unrotated, "key": unrotated}, GRID, range(3), registers=2)
+    np.testing.assert_array_equal(packed["masks"], alone["masks"])
+    np.testing.assert_array_equal(packed["key_unrotated"], alone["query"])
+    assert not np.array_equal(packed["key"], packed["key_unrotated"])
+
+
 def test_what_is_no_number_is_said(captured):
-    broken = captured[0].copy()
+    broken = captured["query"].copy()
     broken[1, 5] = np.nan
-    with pytest.raises(FloatingPointError, match="check the weights"):
-        explorer.pack(broken, broken, GRID, [1, 2, 3], registers=2)
+    with pytest.raises(FloatingPointError, match="query holds NaN or infinity; check the weights"):
+        explorer.pack(captured | {"query": broken}, GRID, range(3), registers=2)
 
 
 @pytest.mark.parametrize(
-    ("layers", "patches", "width", "same", "expected_layers"),
-    [(4, 256, 128, True, 4), (12, 196, 384, False, 6), (12, 3600, 384, True, 2)],
+    ("depth", "patches", "width", "arrays", "layer", "expected"),
+    [
+        (4, 256, 128, 1, None, (12, [0, 1, 2, 3])),
+        (12, 196, 384, 2, None, (3, [1, 3, 5, 7, 9, 11])),
+        (12, 3600, 384, 1, None, (1, [5, 11])),
+        (12, 3600, 384, 1, 10, (2, [10])),
+        (4, 1024, 128, 1, 2, (4, [0, 1, 2, 3])),
+        (12, 196, 384, 1, 10, (5, [1, 3, 5, 7, 9, 10, 11])),
+    ],
 )
-def test_a_page_stays_small(layers, patches, width, same, expected_layers):
-    images, shown = explorer.affordable(layers, patches, width, same)
-    assert shown == expected_layers
-    assert images >= 1
-    side = round(patches**0.5)
-    arrays = np.zeros((2, shown, 1 + patches, 1, width), np.float32)
-    arrays[1] += not same
-    stored = {} if patches > 1000 else explorer.pack(*arrays, (side, side), range(1, shown + 1))
-    assert images * sum(array.nbytes for array in stored.values()) <= explorer.MOST_BYTES + 100
+def test_a_page_stays_small(depth, patches, width, arrays, layer, expected):
+    images, layers = explorer.affordable(depth, patches, width, arrays, layer)
+    assert (images, layers) == expected
+    if patches < 300:
+        made = np.random.default_rng(0).normal(size=(arrays, len(layers), 1 + patches, 1, width))
+        captured = dict(zip(("query", "key"), made[[0, -1]], strict=True))
+        side = round(patches**0.5)
+        stored = explorer.pack(captured, (side, side), layers)
+        size = sum(array.nbytes for array in stored.values())
+        assert images * size <= explorer.MOST_BYTES + 2000 * images
 
 
 def test_what_does_not_fit_is_left_out():
-    assert explorer.affordable(12, 3600, 1024, same=False) == (0, 0)
-    assert explorer.affordable(12, 2, 64, same=True) == (0, 0)  # too few patches to cut
+    assert explorer.affordable(12, 3600, 1024, 1) == (0, [])
+    assert explorer.affordable(12, 2, 64, 1) == (0, [])  # too few patches to cut
     nothing = np.zeros((2, 1, 3, 1, 4))
-    assert explorer.pack_first(nothing, nothing, (1, 2)) == []
+    assert explorer.pack_first({"query": nothing, "key": nothing}, (1, 2)) == []
 
 
 def test_contents_of_a_page(packed):

@@ -19,10 +19,19 @@ def pages(run, tmp_path_factory):
         }
         for index, e in enumerate(run["examples"])
     ]
+    explored = [
+        {"name": e["label"], "picture": e["image"], "packed": e["packed"]}
+        for e in run["examples"]
+        if "packed" in e
+    ]
     return {
         "report": report.write_report(directory / "report.html", **run),
         "gallery": report.write_gallery(
-            directory / "gallery.html", title="Photographs", items=items, settings={"tau": 0.15}
+            directory / "gallery.html",
+            title="Photographs",
+            items=items,
+            settings={},
+            explored=explored,
         ),
     }
 

@@ -24,11 +24,13 @@
     if (!unpacked.has(index)) {
       const image = data.images[index];
       const query = tensor(image.query, image.query_scale);
+      const key = image.key ? tensor(image.key, image.key_scale) : query; // CRATE: both are w
       unpacked.set(index, {
         ...image,
         patches: image.rows * image.columns,
         query,
-        key: image.key ? tensor(image.key, image.key_scale) : query, // CRATE: both are w
+        key,
+        graph: image.key_unrotated ? tensor(image.key_unrotated, image.key_unrotated_scale) : key,
         vectors: new Int8Array(bytes(image.vectors).buffer),
         masks: bytes(image.masks),
         gaps: floats(image.gaps),
@@ -77,10 +79,10 @@
     return exponentials.map((x) => x / sum);
   }
 
-  // Cosine of k_token and k_j; over all heads side by side it is what MaskCut joins patches by.
+  // Cosine of k_token and k_j, rotary positions aside; over all heads side by side it is what MaskCut joins patches by.
   function similarity(image, layer, head, token) {
     const range = channels(image, head);
-    const k = image.key;
+    const k = image.graph;
     const length = (j) => Math.sqrt(product(image, layer, k, j, k, j, ...range));
     const own = length(token);
     const map = new Float64Array(image.patches);
