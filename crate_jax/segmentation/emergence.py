@@ -32,7 +32,7 @@ objects. Images without objects are counted and are part of none of this.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import ArrayLike, Float, Float32, Float64, Integer, Shaped
@@ -103,52 +103,72 @@ def objects_of_labels(
 
 
 class _Maps:
-    """Maps f32[layers, heads, n] of one image in order, with what all objects need of them."""
+    """Maps f32[b, layers, heads, n] of images in order, with what all objects need of them."""
 
-    def __init__(self, values: Float[np.ndarray, "layers heads n"], keep: float):
-        self.values = np.asarray(values, np.float32)
-        bad = np.flatnonzero(~np.isfinite(self.values).all(axis=(1, 2)))
+    def __init__(self, values: Float[np.ndarray, "b layers heads n"], keep: float):
+        values = np.asarray(values, np.float32)
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=(0, 2, 3)))
         if bad.size:
             raise FloatingPointError(
                 f"[CLS] attention: expected finite maps, got NaN or infinity in {bad.size} of "
-                f"{len(self.values)} layers; check the weights"
+                f"{values.shape[1]} layers; check the weights"
             )
-
-        patches = self.values.shape[-1]
+        patches = values.shape[-1]
         # From the lowest to the highest; of equal ones the later counts as higher, for the rules.
-        self.order = np.argsort(self.values, axis=-1, kind="stable")
-        ordered = np.take_along_axis(self.values, self.order, axis=-1)
+        self.order = np.argsort(values, axis=-1, kind="stable")
+        ordered = np.take_along_axis(values, self.order, axis=-1)
         place, first = np.arange(patches), np.ones(ordered.shape, bool)
         first[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
         # For each place in that order the first place with the same value.
         self.group = np.maximum.accumulate(np.where(first, place, 0), axis=-1)
-        counts = attention.kept_counts(ordered, keep)
-        self.kept = np.stack([place >= patches - counts[rule][..., None] for rule in RULES])
-
-    def below(self, counts: np.ndarray) -> np.ndarray:
-        """For each place in `order`, how many of `counts` f64[..., n] have a lower value."""
-        cumulative = np.cumsum(counts, axis=-1) - counts
-        return np.take_along_axis(cumulative, self.group, axis=-1)
+        kept = attention.kept_counts(ordered, keep)
+        self.dropped = [patches - kept[rule][..., None] for rule in RULES]
 
 
-def _measure(maps: _Maps, counts: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """f64[measures, layers, heads] of one object f64[n] against one image's maps."""
-    positive, every = counts[maps.order], valid[maps.order]
-    negative = every - positive
-    positives, negatives = counts.sum(), (valid - counts).sum()
-    inside = (maps.kept * positive).sum(-1)
-    iou = inside / ((maps.kept * every).sum(-1) + positives - inside)
+def _measure(maps: _Maps, images: np.ndarray, counts: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """f64[measures, k, layers, heads] of k objects f64[k, n], each against the maps of an image.
+
+    Args:
+        maps: of the images.
+        images: int[k], which image's maps.
+        counts: f64[k, n].
+        valid: f64[k, n], of each object's image.
+    """
+    order, group = maps.order[images], maps.group[images]
+    rows = np.arange(len(images)).reshape(-1, 1, 1, 1)
+    positive, every = counts[rows, order], valid[rows, order]
+    positives, pixels = (x.sum(axis=-1)[:, None, None] for x in (counts, valid))
+    # Sums over the places before each, and over those of a lower value.
+    positive_sum, every_sum = _sums_before(positive), _sums_before(every)
+    positive_below = np.take_along_axis(positive_sum, group, axis=-1)
+    every_below = np.take_along_axis(every_sum, group, axis=-1)
+
+    iou = []
+    for dropped in maps.dropped:
+        below = [np.take_along_axis(s, dropped[images], axis=-1) for s in (positive_sum, every_sum)]
+        inside, kept = (
+            total - s[..., 0] for total, s in zip((positives, pixels), below, strict=True)
+        )
+        iou.append(inside / (kept + positives - inside))
+
     # Pairs that the map orders rightly, and wrongly; the others are ties, which count 1/2.
-    right = (positive * maps.below(negative)).sum(-1)
-    wrong = (negative * maps.below(positive)).sum(-1)
-    auroc = 0.5 + (right - wrong) / (2 * max(positives * negatives, 1))
+    right = (positive * (every_below - positive_below)).sum(-1)
+    wrong = ((every - positive) * positive_below).sum(-1)
+    auroc = 0.5 + (right - wrong) / (2 * np.maximum(positives * (pixels - positives), 1))
 
-    found = positives - maps.below(positive)  # with this value or a higher one
-    precision = found / np.maximum(valid.sum() - maps.below(every), 1)
+    found = positives[..., None] - positive_below  # with this value or a higher one
+    precision = found / np.maximum(pixels[..., None] - every_below, 1)
     ap = (positive * precision).sum(-1) / positives
 
     hit = (2 * positive[..., -1] >= every[..., -1]) & (positive[..., -1] > 0)
     return np.stack([*iou, auroc, ap, hit])
+
+
+def _sums_before(values: np.ndarray) -> np.ndarray:
+    """f64[..., n + 1]: the sum of the first 0, 1, ..., n values."""
+    sums = np.zeros((*values.shape[:-1], values.shape[-1] + 1))
+    np.cumsum(values, axis=-1, out=sums[..., 1:])
+    return sums
 
 
 @dataclasses.dataclass
@@ -188,9 +208,6 @@ class Measured:
     first: Objects | None = None
     last: Float32[np.ndarray, "layers heads n"] | None = None
 
-    def __post_init__(self):
-        self._last = None if self.last is None else _Maps(self.last, self.keep)
-
     def __len__(self) -> int:
         """Images that hold an object."""
         return len(self.own)
@@ -202,34 +219,61 @@ class Measured:
         coding_rate: Float[np.ndarray, " layers"],
         sparsity: Float[np.ndarray, " layers"],
     ) -> None:
-        """Takes one image.
+        """Takes one image; see `add_batch`."""
+        self.add_batch(
+            None if maps is None else maps[None],
+            None if objects is None else [objects],
+            coding_rate[None],
+            sparsity[None],
+        )
+
+    def add_batch(
+        self,
+        maps: Float[np.ndarray, "b layers heads n"] | None,
+        objects: Sequence[Objects] | None,
+        coding_rate: Float[np.ndarray, "b layers"],
+        sparsity: Float[np.ndarray, "b layers"],
+    ) -> None:
+        """Takes images; the same as one by one, to the last bit.
 
         Args:
-            maps: f32[layers, heads, n] from `attention.layer_maps`; None without objects.
-            objects: of the image; None where the set has no masks at all.
-            coding_rate: f[layers].
-            sparsity: f[layers].
+            maps: f32[b, layers, heads, n] from `attention.layer_maps`; None without objects.
+            objects: of each image; None where the set has no masks at all.
+            coding_rate: f[b, layers].
+            sparsity: f[b, layers].
 
         Raises:
             FloatingPointError: an array holds NaN or infinity.
         """
-        one = Measured(self.keep, self.layers)
         for name, values in (("coding_rate", coding_rate), ("sparsity", sparsity)):
             if not np.isfinite(values).all():
+                bad = values[~np.isfinite(values).all(axis=1)][0]
                 raise FloatingPointError(
-                    f"{name.replace('_', ' ')}: expected finite values, got {values}; check the "
+                    f"{name.replace('_', ' ')}: expected finite values, got {bad}; check the "
                     "weights"
                 )
-            getattr(one, name).append(np.asarray(values, np.float64))
-        if objects is not None and not len(objects):
-            one.without_object = 1
-        elif objects is not None:
-            assert maps is not None, "objects without maps"
-            one._last = _Maps(maps, self.keep)
-            one.first, one.last = objects, one._last.values
-            one.own = [_mean_over_objects(one._last, objects)]
-            one.baselines = [np.array([objects.all_ones.mean(), objects.centre_box.mean()])]
-        self.extend(one)
+            getattr(self, name).extend(np.asarray(values, np.float64))
+        if objects is None:
+            return
+        some = [row for row, of_image in enumerate(objects) if len(of_image)]
+        self.without_object += len(objects) - len(some)
+        together = max(1, _TOGETHER // maps[0].size)
+        for start in range(0, len(some), together):
+            rows = some[start : start + together]
+            self.extend(self._of(maps[rows], [objects[row] for row in rows]))
+
+    def _of(self, values: np.ndarray, objects: Sequence[Objects]) -> "Measured":
+        """Images with objects, without what is measured of the layers."""
+        maps = _Maps(values, self.keep)
+        return Measured(
+            self.keep,
+            self.layers,
+            own=[*_mean_over_objects(maps, objects)],
+            other=[*_mean_over_objects(maps, objects[1:])],
+            baselines=[np.array([o.all_ones.mean(), o.centre_box.mean()]) for o in objects],
+            first=objects[0],
+            last=np.asarray(values[-1], np.float32),
+        )
 
     def extend(self, following: "Measured") -> None:
         """Takes the images of `following`, which come after those that are here.
@@ -243,15 +287,19 @@ class Measured:
                 f"parts of one set: expected the same keep and layers, got {mine} and {theirs}; "
                 "measure all parts alike"
             )
-        if self._last is not None and following.first is not None:
-            self.other.append(_mean_over_objects(self._last, following.first))
+        if self.last is not None and following.first is not None:
+            self.other.append(self._last_against(following.first))
         for name in ("own", "other", "baselines", "coding_rate", "sparsity"):
             getattr(self, name).extend(getattr(following, name))
         self.without_object += following.without_object
         if self.first is None:
             self.first = following.first
         if following.first is not None:
-            self.last, self._last = following.last, following._last
+            self.last = following.last
+
+    def _last_against(self, objects: Objects) -> np.ndarray:
+        """The maps of the last image against the objects of another."""
+        return _mean_over_objects(_Maps(self.last[None], self.keep), [objects])[0]
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The part as arrays by name, for an .npz file; `keep` and `layers` are not among them."""
@@ -278,13 +326,25 @@ class Measured:
         )
 
 
+_TOGETHER = 2**19  # entries of maps that are measured at once: some 50 MB
 _LISTS = ("own", "other", "baselines", "coding_rate", "sparsity")
 
 
-def _mean_over_objects(maps: _Maps, objects: Objects) -> np.ndarray:
-    """f64[measures, layers, heads + 1]: every head, and the best head of each object."""
-    scores = np.stack([_measure(maps, counts, objects.valid) for counts in objects.counts])
-    return np.concatenate([scores, scores.max(axis=-1, keepdims=True)], axis=-1).mean(axis=0)
+def _mean_over_objects(maps: _Maps, objects: Sequence[Objects]) -> np.ndarray:
+    """f64[images, measures, layers, heads + 1]: every head, and the best head of each object.
+
+    `objects` of each image, of the first images where there are fewer than maps.
+    """
+    if not objects:
+        return np.empty((0,))
+    sizes = np.array([len(of_image) for of_image in objects])
+    images = np.repeat(np.arange(len(objects)), sizes)
+    counts = np.concatenate([of_image.counts for of_image in objects])
+    valid = np.stack([of_image.valid for of_image in objects])[images]
+    scores = np.moveaxis(_measure(maps, images, counts, valid), 1, 0)
+    scores = np.concatenate([scores, scores.max(axis=-1, keepdims=True)], axis=-1)
+    sums = np.add.reduceat(scores, np.cumsum(sizes) - sizes, axis=0)
+    return sums / sizes.reshape(-1, 1, 1, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,8 +401,8 @@ def estimates(
             untrained = np.array(random.own)
             kinds["_random"] = _by_head(untrained, _fixed_heads(untrained))
             kinds["_gain"] = _differences(kinds[""], kinds["_random"])
-        if len(measured) > 1 and measured._last is not None and measured.first is not None:
-            last = _mean_over_objects(measured._last, measured.first)
+        if len(measured) > 1 and measured.first is not None:
+            last = measured._last_against(measured.first)
             kinds["_other"] = _by_head(np.array([*measured.other, last]), fixed)
             kinds["_own_minus_other"] = _differences(kinds[""], kinds["_other"])
         for kind, heads in kinds.items():

@@ -15,30 +15,20 @@ Conventions, everywhere in this file:
   not part of the protocol: leave them out, as `emergence.Measured` does.
 """
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Float64, Integer, Shaped
 
-from crate_jax.segmentation.attention import PAPER_FRACTION, RULES, cell_of_pixel
+from crate_jax.segmentation.attention import cell_of_pixel
 from crate_jax.segmentation.average_precision import coco_ap
 
 __all__ = [
-    "baselines",
     "bootstrap_interval",
-    "cell_counts",
     "centre_box",
     "class_counts",
-    "class_iou",
-    "cls_iou",
     "coco_ap",
     "iou",
 ]
-
-# Pixel counts are summed in float32, which is exact up to here: an image of 4096 x 4096.
-_EXACT_PIXELS = 2**24
 
 
 def iou(
@@ -70,101 +60,7 @@ def iou(
     prediction, target, valid = jnp.broadcast_arrays(prediction, target, valid)
     intersection = jnp.sum(prediction & target & valid, axis=(-2, -1))
     union = jnp.sum((prediction | target) & valid, axis=(-2, -1))
-    return _ratio(intersection, union)
-
-
-def _ratio(intersection, union) -> jax.Array:
     return jnp.where(union == 0, 1.0, intersection / jnp.maximum(union, 1)).astype(jnp.float32)
-
-
-def cell_counts(
-    masks: Bool[ArrayLike, "*leading height width"], grid: tuple[int, int]
-) -> Float[Array, "*leading n"]:
-    """How many pixels of each mask lie in each cell of a grid.
-
-    The transpose of nearest upsampling: for kept patches k, |upsample(k) and mask| equals the sum
-    of these counts over k. So IoU at image resolution needs no upsampled map, and 12 heads cost
-    no more memory than one.
-
-    Args:
-        masks: bool[..., height, width].
-        grid: (rows, columns) that cover the image; they need not divide it.
-
-    Returns:
-        f32[..., rows * columns], whole numbers.
-
-    Raises:
-        ValueError: more than 2^24 pixels an image, where float32 stops counting exactly.
-    """
-    masks = jnp.asarray(masks, jnp.float32)
-    height, width = masks.shape[-2:]
-    if height * width > _EXACT_PIXELS:
-        raise ValueError(
-            f"expected images of at most {_EXACT_PIXELS} pixels; got {height} x {width}. Resize "
-            "the mask first"
-        )
-    in_row, in_column = (
-        np.equal(cell_of_pixel(cells, pixels)[:, None], np.arange(cells)).astype(np.float32)
-        for cells, pixels in zip(grid, (height, width), strict=True)
-    )
-    counts = jnp.einsum("...yx,yr,xc->...rc", masks, in_row, in_column, precision="highest")
-    return counts.reshape(*masks.shape[:-2], grid[0] * grid[1])
-
-
-def cls_iou(
-    maps: Float[ArrayLike, "b heads n"],
-    masks: Bool[ArrayLike, "b height width"],
-    grid: tuple[int, int],
-    *,
-    void: Bool[ArrayLike, "b height width"] | None = None,
-    fraction: float = PAPER_FRACTION,
-) -> dict[str, Float[Array, "b heads"]]:
-    """IoU of every head's thresholded [CLS] map with its image's object, by both rules.
-
-    Equal to `iou(upsample(keep, grid, (height, width)), mask, void)`, without the upsampled maps.
-    May be called under `jax.jit`, also with a further axis of layers through `jax.vmap`.
-
-    Args:
-        maps: f[b, heads, n] from `attention.cls_maps`.
-        masks: bool[b, height, width], the object of each image.
-        grid: (rows, columns) with rows * columns = n.
-        void: bool[b, height, width], pixels that count for nothing.
-        fraction: share of mass or of area that is kept.
-
-    Returns:
-        {"mass": f32[b, heads], "area": f32[b, heads]}. Heads stay apart.
-
-    Raises:
-        ValueError: the shapes do not belong together.
-    """
-    maps, masks = jnp.asarray(maps), jnp.asarray(masks, bool)
-    if maps.ndim != 3 or masks.ndim != 3 or maps.shape[0] != masks.shape[0]:
-        raise ValueError(
-            "expected maps [batch, heads, patches] and masks [batch, height, width] of the same "
-            f"batch; got {maps.shape} and {masks.shape}"
-        )
-    if maps.shape[-1] != grid[0] * grid[1]:
-        raise ValueError(
-            f"expected maps of {grid[0]} x {grid[1]} = {grid[0] * grid[1]} patches; got "
-            f"{maps.shape[-1]}. The grid is (height // patch, width // patch)"
-        )
-    valid = jnp.ones_like(masks) if void is None else ~jnp.asarray(void, bool)
-    if valid.shape != masks.shape:
-        raise ValueError(f"expected void of the masks' shape {masks.shape}; got {valid.shape}")
-    return _cls_iou(maps, masks, valid, tuple(grid), fraction)
-
-
-@partial(jax.jit, static_argnames=("grid", "fraction"))
-def _cls_iou(maps, masks, valid, grid, fraction):
-    objects, valid = cell_counts(jnp.stack([masks & valid, valid]), grid)
-    result = {}
-    for rule, keep in RULES.items():
-        kept = keep(maps, fraction).astype(jnp.float32)
-        inside = jnp.einsum("bhn,bn->bh", kept, objects, precision="highest")
-        kept_pixels = jnp.einsum("bhn,bn->bh", kept, valid, precision="highest")
-        object_pixels = jnp.sum(objects, axis=-1, keepdims=True)
-        result[rule] = _ratio(inside, kept_pixels + object_pixels - inside)
-    return result
 
 
 def class_counts(
@@ -172,7 +68,9 @@ def class_counts(
 ) -> tuple[Integer[np.ndarray, " k"], Float64[np.ndarray, "k n"]]:
     """How many pixels of each class of a label map lie in each cell of a grid.
 
-    `cell_counts` of all classes in one pass, on the host: images of a data set differ in size.
+    The transpose of nearest upsampling: for kept patches k, |upsample(k) and class| equals the sum
+    of these counts over k, so IoU at image resolution needs no upsampled map. On the host: images
+    of a data set differ in size.
 
     Args:
         labels: int[height, width], a semantic label map as in PASCAL VOC.
@@ -197,44 +95,6 @@ def class_counts(
     return present, counts.reshape(shape).astype(np.float64)
 
 
-def class_iou(
-    keep: Bool[ArrayLike, "*leading n"],
-    labels: Integer[ArrayLike, "height width"],
-    grid: tuple[int, int],
-    *,
-    background: int = 0,
-    void: int = 255,
-) -> tuple[Integer[np.ndarray, " k"], Float64[np.ndarray, " k *leading"]]:
-    """IoU of kept patches with every semantic class of one image, at the image's own size.
-
-    Args:
-        keep: bool[..., n], for instance [layers, heads, n] of one image.
-        labels: int[height, width], a semantic label map as in PASCAL VOC.
-        grid: (rows, columns) with rows * columns = n; covers the image whole.
-        background: the label that is no object, but counts in the union.
-        void: the label whose pixels leave both intersection and union.
-
-    Returns:
-        (classes int[k], iou f64[k, ...]): the objects' classes in ascending order, k = 0 where
-        the image holds none.
-
-    Raises:
-        ValueError: the shapes do not belong together.
-    """
-    keep = np.asarray(keep, bool)
-    present, counts = class_counts(labels, grid, void=void)
-    if keep.shape[-1:] != counts.shape[1:]:
-        raise ValueError(
-            f"keep: expected [..., {grid[0]} * {grid[1]}] patches, got {keep.shape}; the grid "
-            "is (height // patch, width // patch)"
-        )
-    inside = np.moveaxis(keep.astype(np.float64) @ counts.T, -1, 0)
-    pixels = counts.sum(axis=1).reshape(-1, *[1] * (keep.ndim - 1))
-    union = inside.sum(0) + pixels - inside
-    is_object = present != background
-    return present[is_object], (inside / union)[is_object]
-
-
 def centre_box(size: tuple[int, int], side: float = 0.5) -> Bool[np.ndarray, "height width"]:
     """A centred rectangle: the guess that photographers put objects in the middle.
 
@@ -255,31 +115,6 @@ def centre_box(size: tuple[int, int], side: float = 0.5) -> Bool[np.ndarray, "he
         start = (pixels - length) // 2
         inside.append((np.arange(pixels) >= start) & (np.arange(pixels) < start + length))
     return inside[0][:, None] & inside[1]
-
-
-def baselines(
-    masks: Bool[ArrayLike, "b height width"],
-    void: Bool[ArrayLike, "b height width"] | None = None,
-    *,
-    side: float = 0.5,
-) -> dict[str, Float[Array, " b"]]:
-    """What predicting without looking scores on each image.
-
-    Args:
-        masks: bool[b, height, width], the objects.
-        void: bool[b, height, width], pixels that count for nothing.
-        side: of the `centre_box`, as a share of the image's sides.
-
-    Returns:
-        {"all_ones": f32[b], the whole image, which is the object's share of it;
-        "centre_box": f32[b]}.
-    """
-    height, width = jnp.shape(masks)[-2:]
-    size = (height, width)
-    return {
-        "all_ones": iou(np.ones(size, bool), masks, void),
-        "centre_box": iou(centre_box(size, side), masks, void),
-    }
 
 
 def bootstrap_interval(

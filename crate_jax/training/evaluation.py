@@ -264,12 +264,10 @@ class Emergence:
         grid = (config.data.image_size // config.model.patch_size,) * 2
         measured = emergence.Measured(config.evaluation.keep)
         for batch in self.passes[0].batches(params, stop):
-            for row, layers in enumerate(zip(batch["coding_rate"], batch["sparsity"], strict=True)):
-                maps = objects = None
-                if "maps" in batch:
-                    maps = batch["maps"][row]
-                    objects = emergence.objects_of_mask(batch["mask"][row], grid)
-                measured.add(maps, objects, *layers)
+            objects = None
+            if "mask" in batch:
+                objects = [emergence.objects_of_mask(mask, grid) for mask in batch["mask"]]
+            measured.add_batch(batch.get("maps"), objects, batch["coding_rate"], batch["sparsity"])
         return measured
 
 
