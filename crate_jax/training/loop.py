@@ -173,8 +173,10 @@ def _train(
 
     def record(step: int, values: dict[str, Any]) -> None:
         try:
-            for target in (metrics_file, *boards):
-                target.write(step, values)
+            metrics_file.write(step, values)
+            shown = {name: value for name, value in values.items() if metrics.is_charted(name)}
+            for board in boards:
+                board.write(step, shown)
         except OSError as error:
             raise OSError(
                 f"{error}; {checkpoints.last_good()}. Free space or fix the permissions, then run "

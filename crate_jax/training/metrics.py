@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import pathlib
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,6 +17,9 @@ from crate_jax.files import write_atomically
 _PATIENCE = 5.0  # seconds that closing TensorBoard's files may take
 # Lines hold times under this prefix and nowhere else: everything else is reproducible.
 TIME = "time/"
+# Of the measures of emergence, hundreds a line, boards have the published one and its controls.
+_OF_EMERGENCE = re.compile(r"val/cls_.*/layer\d+")
+_CHARTED = re.compile(r"val/cls_iou(_random|_other)?/mass/best/layer\d+")
 
 
 class MetricsFile:
@@ -71,6 +75,17 @@ class MetricsFile:
         if self._file:
             with contextlib.suppress(OSError):
                 self._file.close()
+
+
+def is_charted(name: str) -> bool:
+    """Whether TensorBoard and Weights & Biases have a metric; metrics.jsonl has all.
+
+    They have no ends of intervals, and of the [CLS] attention of each layer the IoU of the best
+    head by the mass rule, also with random weights and against another image's object.
+    """
+    if name.endswith(("/low", "/high")):
+        return False
+    return bool(_CHARTED.fullmatch(name)) or not _OF_EMERGENCE.fullmatch(name)
 
 
 class TensorBoard:

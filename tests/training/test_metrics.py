@@ -33,3 +33,16 @@ def test_bytes_that_a_power_cut_left_behind_end_the_file(tmp_path):
     path.write_bytes(b'{"step": 1}\n\x00\x00\xff')
     assert metrics.read(path) == [{"step": 1}]
     assert metrics.read(tmp_path / "none") == []
+
+
+def test_boards_have_what_a_chart_is_for():
+    names = [
+        *("train/loss", "val/top1", "val/cls_iou_all_ones", "val/coding_rate/layer01"),
+        *(f"val/cls_iou{kind}/mass/best/layer12" for kind in ("", "_random", "_other")),
+    ]
+    others = [
+        *("val/coding_rate/layer01/low", "val/cls_iou/mass/best/layer01/high"),
+        *("val/cls_iou/mass/fixed/layer01", "val/cls_iou_gain/mass/best/layer01"),
+        *("val/cls_iou/area/best/layer01", "val/cls_auroc/best/layer01"),
+    ]
+    assert [name for name in names + others if metrics.is_charted(name)] == names
