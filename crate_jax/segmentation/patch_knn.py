@@ -8,6 +8,7 @@ Search there is approximate; here it is exact, by blocks. docs/protocols.md sect
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +106,7 @@ class Memory:
         *,
         k: int = PAPER_K,
         temperature: float = PAPER_TEMPERATURE,
-        devices: list[jax.Device] | None = None,
+        devices: list[Any] | None = None,  # of JAX
     ):
         features = _finite(features)
         self.labels, self.k, self.temperature = np.asarray(labels, np.float32), k, temperature
@@ -176,10 +177,8 @@ def _nearest(blocks, queries, count, k, mesh):
         )
         firsts = start + blocks.shape[1] * jnp.arange(len(blocks))
         (cosines, entries), _ = jax.lax.scan(step, none, (blocks, firsts))
-        gathered = (
-            jax.lax.all_gather(array, "memory", axis=1, tiled=True) for array in (cosines, entries)
-        )
-        return _top(*gathered, k)
+        gather = partial(jax.lax.all_gather, axis_name="memory", axis=1, tiled=True)
+        return _top(gather(cosines), gather(entries), k)
 
     split, whole = PartitionSpec("memory"), PartitionSpec()
     run = jax.shard_map(
