@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from crate_jax import config
+from crate_jax.models import base, variants
 from crate_jax.training import optim
 
 
@@ -93,3 +94,97 @@ def test_unknown_choices_name_the_nearest(key, value, near):
     c = settings(**{key: value})
     with pytest.raises(ValueError, match=f"did you mean {near}"):
         optim.optimizer(c, optim.schedule(c, 0, 10))
+
+
+def shapes(name):
+    return base.split(variants.abstract(variants.config(name)))[1]
+
+
+ATTENTION = {"attention.subspace.kernel", "attention.output.kernel"}
+MATRICES = {
+    "crate-testing": ATTENTION | {"operator.dictionary"},
+    "crate-alpha-testing": ATTENTION | {"operator.dictionary", "operator.output_dictionary"},
+    "crate-mae-testing": ATTENTION | {"operator.dictionary", "operator.kernel"},
+    "vit-testing": {
+        "attention.qkv.kernel",
+        "attention.output.kernel",
+        "operator.expand.kernel",
+        "operator.contract.kernel",
+    },
+}
+
+
+@pytest.mark.parametrize("name", [name for name in variants.VARIANTS if "testing" in name])
+def test_muon_takes_the_matrices_of_the_layers_and_nothing_else(name):
+    taken = set()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(shapes(name))[0]:
+        keys = [getattr(entry, "key", None) for entry in path]
+        if optim.is_matrix(path, leaf):
+            assert keys[0] in ("layers", "decoder")
+            taken.add(".".join(keys[2:]))
+        else:
+            # what is left inside layers are norms, biases and scales
+            assert keys[0] not in ("layers", "decoder") or leaf.ndim == 1
+    if name in MATRICES:
+        assert taken == MATRICES[name]
+    assert taken
+
+
+def muon_and_adamw(**values):
+    """Updates of one step by Muon, and by AdamW, from the same random gradients."""
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda s: jnp.asarray(rng.normal(size=s.shape), jnp.float32), shapes("crate-alpha-testing")
+    )
+    grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params)
+    found = []
+    for name in ("muon", "adamw"):
+        optimizer = optim.optimizer(settings(name=name, **values), lambda _: 0.1)
+        updates = optimizer.update(grads, optimizer.init(params), params)[0]
+        found.append(jax.tree_util.tree_flatten_with_path(updates)[0])
+    return [
+        (path, np.asarray(muon), np.asarray(adamw), param)
+        for (path, muon), (_, adamw), param in zip(*found, jax.tree.leaves(params), strict=True)
+    ]
+
+
+def test_muon_moves_matrices_by_orthogonal_ones_and_the_rest_as_adamw():
+    rate = {"learning_rate": 0.1, "muon_learning_rate": 0.3, "weight_decay": 0.0}
+    for path, muon, adamw, _ in muon_and_adamw(**rate):
+        if not optim.is_matrix(path, muon):
+            np.testing.assert_array_equal(muon, adamw)
+            continue
+        singular = np.linalg.svd(muon, compute_uv=False) / 0.3
+        # D of alpha is 24 x 96: its step grows by the root of outputs / inputs, that of the output
+        # dictionary, which is applied as its transpose, does not.
+        scale = 2.0 if path[-1].key == "dictionary" else 1.0
+        # Five Newton-Schulz steps bring them near 1, but the smallest of a square matrix.
+        assert 0.6 * scale < np.quantile(singular, 0.1) <= singular.max() < 1.3 * scale
+
+
+@pytest.mark.parametrize("decay_mask", ["all", "kernel"])
+def test_decay_of_muon_follows_its_own_rate(decay_mask):
+    rates = {"learning_rate": 0.1, "muon_learning_rate": 0.3, "decay_mask": decay_mask}
+    decayed = muon_and_adamw(weight_decay=0.5, **rates)
+    plain = muon_and_adamw(weight_decay=0.0, **rates)
+    for (path, got, _, param), (_, without, _, _) in zip(decayed, plain, strict=True):
+        rate = 0.3 if optim.is_matrix(path, param) else 0.1
+        reached = decay_mask == "all" or path[-1].key == "kernel"
+        np.testing.assert_allclose(got - without, -rate * 0.5 * param * reached, atol=1e-6)
+
+
+def test_muon_follows_the_schedule():
+    c = settings(name="muon", learning_rate=0.1, muon_learning_rate=0.4, weight_decay=0.0)
+    rate = optim.schedule(c, warmup=0, total=2)
+    optimizer = optim.optimizer(c, rate)
+    params = {"layers": [{"kernel": jnp.eye(8)}]}
+    state, norms = optimizer.init(params), []
+    for _ in range(3):
+        moved, state = optimizer.update(params, state, params)
+        norms.append(float(jnp.linalg.norm(moved["layers"][0]["kernel"])))
+    np.testing.assert_allclose(np.divide(norms, norms[0]), [1.0, 0.5, 0.0], atol=1e-4)
+
+
+def test_muon_needs_a_schedule_to_follow():
+    with pytest.raises(ValueError, match=r"learning_rate: expected above 0 with muon.*got 0"):
+        optim.optimizer(settings(name="muon", learning_rate=0.0), lambda _: 0.1)
