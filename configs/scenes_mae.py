@@ -16,13 +16,20 @@ def get_config(arg=None):
     c.steps = 1500
     c.batch_size = 64
     c.model = config.model(
-        "crate-mae-testing", patch_size=4, dim=128, heads=4, depth=4, decoder_depth=2
+        "crate-mae-testing",
+        image_size=64,
+        patch_size=8,
+        dim=128,
+        heads=4,
+        depth=4,
+        decoder_depth=2,
     )
-    c.data.image_size = 32
+    c.data.image_size = 64
     c.evaluate_every = "500 steps"
     c.checkpoint_every = "250 steps"
     c.log_every = "50 steps"
     c.evaluation.capture_images = 512
+    c.optimizer.name = "muon"
     c.optimizer.learning_rate = 1e-3
     c.optimizer.b2 = 0.95
     c.optimizer.warmup = "100 steps"

@@ -27,7 +27,7 @@ def files(folder):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """(names in the wheel, names in the source distribution), built from a copy."""
+    """(names in the wheel, names in the source distribution, bytes of the wheel), from a copy."""
     pytest.importorskip("setuptools", "77", reason="setuptools 77 or newer: the extra `dev`")
     place = tmp_path_factory.mktemp("built")
     copy = place / "copy"
@@ -45,10 +45,10 @@ def built(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Warning" not in done.stderr, done.stderr[-3000:]
-    wheel = zipfile.ZipFile(next(place.glob("*.whl"))).namelist()
+    wheel = next(place.glob("*.whl"))
     with tarfile.open(next(place.glob("*.tar.gz"))) as archive:
         source = [name.partition("/")[2] for name in archive.getnames()]
-    return set(wheel), set(source)
+    return set(zipfile.ZipFile(wheel).namelist()), set(source), wheel.stat().st_size
 
 
 def test_every_folder_of_code_is_a_package():
@@ -63,7 +63,9 @@ def test_the_wheel_holds_the_package(built):
     wheel = {name for name in built[0] if ".dist-info/" not in name}
     configs = {f"crate_jax/{name}" for name in files("configs") if name.endswith(".py")}
     assert wheel == files("crate_jax") | configs
-    assert any(name.endswith("licenses/LICENSE") for name in built[0])
+    for notice in ("LICENSE", "crate_jax/data/assets/FLUENT_EMOJI_LICENSE.txt"):
+        assert any(name.endswith(f"licenses/{notice}") for name in built[0])
+    assert built[2] < 12e6
 
 
 @pytest.mark.slow

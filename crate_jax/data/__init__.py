@@ -59,6 +59,9 @@ def source(config: Mapping[str, Any], split: str) -> "Source":
         options = dict(config["scenes"])
         lengths = {part: options.pop(f"{part}_length") for part in ("train", "val")}
         length = lengths["train" if split == "train" else "val"]
+        shown = options.pop("val_shows")
+        if split != "train":
+            options["shown"] = shown
         return scenes.Scenes(split, image_size=config["image_size"], length=length, **options)
     if name == "folder":
         from crate_jax.data import folders

@@ -4,6 +4,7 @@ import numpy as np
 
 # One number per purpose, so that two uses of one seed never share a stream.
 SCENES_TRAIN, SCENES_VAL, SCENES_ORDER, AUGMENT, FOLDER_SPLIT = range(1, 6)
+TEXTURES_TRAIN, TEXTURES_VAL = range(6, 8)
 
 
 def generator(seed: int, stream: int, epoch: int, index: int) -> np.random.Generator:

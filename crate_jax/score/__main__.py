@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         type=arguments.numbers(int, "LOW,HIGH"),
         default=(1, 3),
         metavar="LOW,HIGH",
-        help="scenes: garments in a scene (default 1,3)",
+        help="scenes: objects in a scene (default 1,3)",
     )
     arguments.add_input(add)
     add(

@@ -101,12 +101,12 @@ class CocoInstances:
 
 
 class SceneInstances:
-    """Composed scenes of one to a few garments (`data.scenes.Scenes`): labels and instances.
+    """Composed scenes of one to a few objects (`data.scenes.Scenes`): labels and instances.
 
     Args:
         image_size: side of the scenes in pixels.
         limit: how many; None for 500.
-        objects: least and most garments in a scene.
+        objects: least and most objects in a scene.
         seed: of the composition.
     """
 
@@ -123,7 +123,7 @@ class SceneInstances:
         return self._scenes[int(name)]["image"]
 
     def labels(self, name: str) -> np.ndarray:
-        """1 + the garment's class where one is visible, 0 elsewhere."""
+        """1 + the object's class where one is visible, 0 elsewhere."""
         found = self._scenes.instances(int(name))
         labels = np.zeros(found["masks"].shape[1:], np.uint8)
         for mask, label in zip(found["masks"], found["labels"], strict=True):
@@ -135,7 +135,7 @@ class SceneInstances:
         return int(name) + 1
 
     def ground_truth(self, names: Sequence[str]) -> dict[str, Any]:
-        """Every visible garment as an annotation."""
+        """Every visible object as an annotation."""
         side, annotations = self._scenes.image_size, []
         for name in names:
             found = self._scenes.instances(int(name))

@@ -38,6 +38,7 @@ def test_the_defaults_of_scenes_are_those_of_the_class():
     options = default().data.to_dict()["scenes"]
     lengths = {options.pop("train_length"), options.pop("val_length")}
     assert lengths == {len(Scenes("train")), len(Scenes("val"))}
+    options["shown"] = options.pop("val_shows")
     fields = {field.name: field.default for field in dataclasses.fields(Scenes)}
     assert options == {name: fields[name] for name in options}
     assert set(fields) - set(options) == {"split", "image_size", "length", "photographs"}
@@ -49,13 +50,23 @@ def test_a_config_dict_opens_scenes():
     config.scenes.scale = [0.3, 0.4]  # as a command line may give it
     config.scenes.val_length = 50
     source = data.source(config, "val")
-    assert (len(source), source.num_classes, source.has_masks) == (50, 10, True)
+    assert (len(source), source.num_classes, source.has_masks) == (50, 100, True)
     assert source[3]["image"].shape == (64, 64, 3)
     assert data.transform(config, "val") is None
     transform = data.transform(config, "train")
     assert transform == TrainTransform(64, crop="none", resize=73, fast_jpeg=True)
     image = source[3]["image"]
     assert transform(image, np.random.default_rng(0)).shape == image.shape
+
+
+def test_held_out_objects_are_shown_where_the_config_asks_for_them():
+    config = default().data
+    config.scenes.held_out, config.scenes.val_shows = "fox, bus", "held_out"
+    train, val = data.source(config, "train"), data.source(config, "val")
+    held_out = {train.class_names.index(name) for name in ("fox", "bus")}
+    assert {int(val[i]["label"]) for i in range(20)} == held_out
+    assert not held_out & {int(train[i]["label"]) for i in range(200)}
+    assert train.num_classes == val.num_classes == 100
 
 
 def test_an_unknown_name_names_the_nearest():

@@ -31,6 +31,7 @@ def things(tmp_path_factory):
     """What the pages speak of, made once."""
     folder = tmp_path_factory.mktemp("things")
     config = tiny_config.get_config("4")
+    config.model.image_size, config.data.image_size = (64, 64), 64  # the quick start's
     config.evaluation.cls_iou = False
     config.evaluation.capture_images = 0
     assert loop.train(config, folder / "runs" / "scenes_tiny") == 0

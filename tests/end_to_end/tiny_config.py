@@ -10,6 +10,7 @@ def get_config(arg="12"):
     c.model = config.model("crate-testing", depth=2)
     c.data.image_size = 32
     c.data.scenes.val_length = 24
+    c.data.scenes.classes = 10
     c.evaluation.batch_size = 16
     c.evaluation.report_images = 2
     c.log_every = "3 steps"

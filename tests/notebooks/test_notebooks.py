@@ -216,13 +216,13 @@ def test_your_images_writes_masks_that_pycocotools_reads(quickstart, tmp_path):
         "your_images",
         tmp_path,
         CHECKPOINT=str(quickstart[1]),
-        IMAGES_A_SPLIT={"train": 60, "val": 30},
+        IMAGES_A_SPLIT={"train": 24, "val": 12},
         BATCH_SIZE=8,
         EPOCHS=1.0,
     )
     said = text(notebook)
     assert f"starts from {quickstart[1]}" in said
-    held_out = len(list((tmp_path / "garments" / "val").rglob("*.png")))
+    held_out = len(list((tmp_path / "objects" / "val").rglob("*.png")))
     assert held_out == 12
     assert f"on {held_out} held-out images of 4 classes" in said
     assert figures(notebook) == (3, 1)

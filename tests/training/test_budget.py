@@ -28,11 +28,11 @@ def check(**changes):
         # 8192^2 / 4^2 patches and [CLS]: 4.2 million tokens, 70 TB of float32 for one map
         (
             {"model.image_size": 8192, "data.image_size": 8192, "batch_size": 1},
-            "got 70,368.8 GB for the attention of one image of 4,194,305 tokens",
+            "got 4,398.1 GB for the attention of one image of 1,048,577 tokens",
         ),
         (
             {"evaluation.batch_size": 10**9},
-            "got 3,072.0 GB for evaluation.batch_size=1,000,000,",
+            "got 12,288.0 GB for evaluation.batch_size=1,000,000,",
         ),
     ],
 )
