@@ -5,6 +5,7 @@
     python -m benchmarks.input --folder=DIR --workers=4       # on yours: DIR/train/CLASS/*.jpg
     python -m benchmarks.input --write=2000 --folder=DIR      # writes them there, and leaves them
     python -m benchmarks.input --config=configs/imagenet_b.py # and the step
+    python -m benchmarks.input --scenes                       # how fast `scenes` are composed
 
 Measured is what training reads: JPEG decoding, Inception crop to 224 px, flip, batches of uint8,
 through Grain's worker processes into this one; for comparison tf.data's usual form of the same
@@ -15,6 +16,9 @@ depends on who else uses the machine. The first batches, in which workers start,
 
 What it writes are 500 x 375 px JPEGs of quality 90 from crops of scikit-image's photographs with a
 little noise (about 70 kB each; ImageNet's mean is 110 kB at 500 x 375, so expect a fifth less).
+
+With `--scenes` it is the embedded dataset instead: scenes composed in a second of processor time on
+one core, at several sizes, after those in which textures and shrunk objects are made.
 
 With `--config` the config's training step runs on the default device on one batch that is already
 there, and the slower of the two is named.
@@ -54,6 +58,7 @@ def main():
     parser.add_argument("--batch-size", type=int, default=128, help="images")
     parser.add_argument("--batches", type=int, default=20, help="measured, of each repeat")
     parser.add_argument("--repeats", type=int, default=3, help="the best counts")
+    parser.add_argument("--scenes", action="store_true", help="composed scenes instead of JPEGs")
     parser.add_argument("--exact", action="store_true", help="config.data.fast_jpeg=False")
     parser.add_argument(
         "--config",
@@ -65,6 +70,9 @@ def main():
     if a.only:
         print(json.dumps(PIPELINES[a.only](a)))
         return
+    if a.scenes:
+        compose(a.repeats)
+        return
     if a.write and not a.folder:
         parser.error("--write needs --folder, which says where")
     with tempfile.TemporaryDirectory() as temporary:
@@ -73,6 +81,27 @@ def main():
         if a.write:
             write(pathlib.Path(a.folder), a.write)
         report(a)
+
+
+def compose(repeats, sizes=(32, 64, 128, 224), count=2_000):
+    """Prints, and returns, scenes composed per CPU-second by image size."""
+    from crate_jax.data import scenes
+
+    rates = {}
+    for size in sizes:
+        source = scenes.Scenes("train", image_size=size, length=(repeats + 1) * count)
+        seconds = []
+        for part in range(repeats + 1):  # the first makes what is kept
+            begin = time.process_time()
+            for index in range(part * count, (part + 1) * count):
+                source[index]
+            seconds.append(time.process_time() - begin)
+        rates[size] = count / min(seconds[1:])
+        print(
+            f"{size:3} px: {rates[size]:6,.0f} scenes a second on one core, best of {repeats}; "
+            f"the first {count:,} took {seconds[0]:.1f} s"
+        )
+    return rates
 
 
 def report(a):
