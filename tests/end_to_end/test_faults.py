@@ -84,7 +84,9 @@ def test_sigterm_saves_and_loses_nothing(images, unharmed, tmp_path, strike, cap
     continues(tmp_path, images, unharmed, reached=6, lost=0)
 
 
-@pytest.mark.parametrize(("knn", "cut"), [("never", 3), ("2 steps", 2)])
+@pytest.mark.parametrize(
+    ("knn", "cut"), [("never", 3), pytest.param("2 steps", 2, marks=pytest.mark.slow)]
+)
 def test_sigterm_cuts_an_evaluation_short_and_resuming_makes_it_up(
     knn, cut, images, tmp_path, monkeypatch, capsys
 ):

@@ -231,6 +231,7 @@ def test_the_measures_are_not_trivial(captured):
 # -- the evaluators that are off by default -------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_probes_are_those_of_frozen_features(params):
     got = evaluate(setting(batch_size=5), params, knn=1, probe=3)
     model = network(1)
