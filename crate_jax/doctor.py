@@ -39,7 +39,7 @@ _MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "problem": ("PROBLE
 _FRAGILE = ("numpy", "cv2", "simplejpeg", "pycocotools.mask", "tensorboardX", "tensorflow_datasets")
 _EXTRAS = {
     **{"torch": "torch", "wandb": "wandb", "cuda": "jax-cuda13-plugin", "tpu": "libtpu"},
-    **{"notebook": "ipykernel", "docs": "sphinx", "test": "pytest"},
+    **{"notebook": "ipykernel", "docs": "sphinx", "test": "pytest", "dev": "pytest-cov"},
 }
 _TRIAL = "from crate_jax import doctor; doctor.trial()"
 

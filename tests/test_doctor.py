@@ -84,7 +84,7 @@ def test_extras_are_those_that_are_declared(versions):
         assert known in asked
     versions["torch"] = "2.6.0"
     (found,) = doctor.extras()
-    assert found.what == "here: torch; not here: wandb, cuda, tpu, notebook, docs, test"
+    assert found.what == "here: torch; not here: wandb, cuda, tpu, notebook, docs, test, dev"
     assert found.remedy.startswith("where wanted: pip install ")
 
 
