@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping, Sequence
 
 from crate_jax.export.charts import Line, line_chart
-from crate_jax.export.scores import Chart
 from crate_jax.export.tables import Cell, Table, cell, layer_tables, rule_names
 from crate_jax.score.measurements import Measurements
 from crate_jax.score.measuring import Protocol
@@ -107,7 +106,7 @@ def headline(estimates: Estimates, protocol: Protocol) -> dict[str, str]:
     return names
 
 
-def charts(estimates: Estimates, protocol: Protocol, steps: Mapping[str, Estimates]) -> list[Chart]:
+def charts(estimates: Estimates, protocol: Protocol, steps: Mapping[str, Estimates]) -> list[dict]:
     """IoU and AP against the layer, AP against tau, and the headline scores against steps."""
     drawn = [*_attention_charts(estimates, protocol), *_mask_charts(estimates, protocol)]
     if len(steps) > 1:
@@ -115,10 +114,10 @@ def charts(estimates: Estimates, protocol: Protocol, steps: Mapping[str, Estimat
             x = [int(step) for step in steps]
             line = _line("trained", x, [found.get(name) for found in steps.values()])
             drawn.append(_chart(f"{heading} over steps", "A run's checkpoints.", [line], "step"))
-    return [chart for chart in drawn if chart.svg]
+    return [chart for chart in drawn if chart["svg"]]
 
 
-def _attention_charts(estimates: Estimates, protocol: Protocol) -> list[Chart]:
+def _attention_charts(estimates: Estimates, protocol: Protocol) -> list[dict]:
     layers = [layer + 1 for layer in protocol.attention_layers]
     if not layers:
         return []
@@ -145,7 +144,7 @@ def _attention_charts(estimates: Estimates, protocol: Protocol) -> list[Chart]:
     return drawn
 
 
-def _mask_charts(estimates: Estimates, protocol: Protocol) -> list[Chart]:
+def _mask_charts(estimates: Estimates, protocol: Protocol) -> list[dict]:
     layers, taus, drawn = protocol.mask_layers, protocol.taus, []
 
     def lines(x: Sequence[float], cuts: Sequence[tuple[int, float]]) -> list[Line]:
@@ -179,6 +178,6 @@ def _line(label: str, x: Sequence[float], found: Sequence[Estimate | None], **st
     return Line(label, [at for at, _ in points], values, markers=True, **style)
 
 
-def _chart(title: str, note: str, lines: list[Line], x_label: str) -> Chart:
-    whole = x_label == "layer"
-    return Chart(title, note, line_chart(lines, title=title, x_label=x_label, whole_x=whole))
+def _chart(title: str, note: str, lines: list[Line], x_label: str) -> dict:
+    svg = line_chart(lines, title=title, x_label=x_label, whole_x=x_label == "layer")
+    return {"title": title, "note": note, "svg": svg}

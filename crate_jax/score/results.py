@@ -12,7 +12,7 @@ import jax
 
 from crate_jax import _version, inference
 from crate_jax.export import tables
-from crate_jax.export.scores import write_scores
+from crate_jax.export.pages import write_page
 from crate_jax.files import write_atomically
 from crate_jax.score import page
 from crate_jax.score.datasets import Dataset
@@ -94,15 +94,15 @@ def score(
         shown = page.score_tables(scores.main, protocol, scores.trained, scores.noisy, scores.steps)
         tables.print_tables(shown, width=160)
         counts = {name: n for name, n in result["counts"].items() if isinstance(n, int)}
-        write_scores(
+        write_page(
             store.out / "index.html",
+            "scores.html",
             title=title,
             lede=tables.LAYERS_NOTE if protocol.attention_layers else "",
-            tables=shown,
-            charts=page.charts(scores.main, protocol, scores.steps),
-            settings=store.settings,
-            environment={},
             facts={name.replace("_", " "): str(count) for name, count in counts.items()},
+            tables={"Settings": store.settings},
+            score_tables=shown,
+            charts=page.charts(scores.main, protocol, scores.steps),
         )
         store.remove(scores.kept)
     _say_result(result["counts"], store.out, say)

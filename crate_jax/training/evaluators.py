@@ -18,8 +18,8 @@ def make(setting: evaluation.Setting, plan: Durations) -> evaluation.Evaluation:
     known: dict[str, Callable[[], evaluation.Evaluator]] = {
         "validation": lambda: evaluation.Validation(setting),
         "emergence": lambda: evaluation.Emergence(setting),
-        "knn": lambda: probing.NearestNeighbours(features),
-        "probe": lambda: probing.LinearProbe(features),
+        "knn": lambda: probing.Probe(features, probing.knn_metrics),
+        "probe": lambda: probing.Probe(features, probing.linear_metrics),
         "maskcut": lambda: object_masks.MaskCut(setting),
     }
     wanted = set(plan.evaluate)

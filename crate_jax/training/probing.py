@@ -1,5 +1,6 @@
 """How good frozen features are: a linear probe and k nearest neighbours."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -53,34 +54,35 @@ class Features:
         return self._arrays
 
 
-class NearestNeighbours:
+@dataclasses.dataclass
+class Probe:
+    """An evaluator of frozen features: `metrics` of (train, labels, queries, truth)."""
+
+    features: Features
+    metrics: Callable[..., dict[str, float]]
+
+    @property
+    def passes(self) -> tuple[evaluation.Pass, ...]:
+        """See `evaluation.Evaluator`."""
+        return self.features.passes
+
+    def run(
+        self, params: Any, stop: evaluation.Stop = evaluation.never
+    ) -> Iterator[tuple[str, float]]:
+        """See `evaluation.Evaluator.run`."""
+        yield from self.metrics(*self.features(params, stop)).items()
+
+
+def knn_metrics(train, labels, queries, truth) -> dict[str, float]:
     """val/knn_top1: `nearest_neighbours` on frozen features."""
-
-    def __init__(self, features: Features):
-        self.features, self.passes = features, features.passes
-
-    def run(
-        self, params: Any, stop: evaluation.Stop = evaluation.never
-    ) -> Iterator[tuple[str, float]]:
-        """See `evaluation.Evaluator.run`."""
-        train, labels, queries, truth = self.features(params, stop)
-        yield "val/knn_top1", float(np.mean(nearest_neighbours(train, labels, queries) == truth))
+    predicted = nearest_neighbours(train, labels, queries)
+    return {"val/knn_top1": float(np.mean(predicted == truth))}
 
 
-class LinearProbe:
+def linear_metrics(train, labels, queries, truth) -> dict[str, float]:
     """val/linear_top1, val/linear_l2: `linear_probe` on frozen features."""
-
-    def __init__(self, features: Features):
-        self.features, self.passes = features, features.passes
-
-    def run(
-        self, params: Any, stop: evaluation.Stop = evaluation.never
-    ) -> Iterator[tuple[str, float]]:
-        """See `evaluation.Evaluator.run`."""
-        train, labels, queries, truth = self.features(params, stop)
-        predicted, strength = linear_probe(train, labels, queries)
-        yield "val/linear_top1", float(np.mean(predicted == truth))
-        yield "val/linear_l2", strength
+    predicted, strength = linear_probe(train, labels, queries)
+    return {"val/linear_top1": float(np.mean(predicted == truth)), "val/linear_l2": strength}
 
 
 def nearest_neighbours(
@@ -206,9 +208,9 @@ def probe(model: Any, config: Any) -> dict[str, float]:
     definition, params = base.split(model)
     params = jax.device_put(params, sharding.replicated(mesh))
     data = inputs.Data(config, *(source(config.data, split) for split in ("train", "val")))
-    features = Features(evaluation.Setting(config, definition, data, mesh, lambda: params))
-    scores = dict(NearestNeighbours(features).run(params)) | dict(LinearProbe(features).run(params))
-    train, _, queries, _ = features(params)
+    arrays = Features(evaluation.Setting(config, definition, data, mesh, lambda: params))(params)
+    scores = knn_metrics(*arrays) | linear_metrics(*arrays)
+    train, _, queries, _ = arrays
     return {name.removeprefix("val/"): value for name, value in scores.items()} | {
         "train_images": len(train),
         "images": len(queries),

@@ -40,7 +40,6 @@ INTERNAL = {
     "crate_jax.segment.summary",
     "crate_jax.score.page",
     "crate_jax.training.console",
-    "crate_jax.training.inputs",
     "crate_jax.training.preflight",
     "crate_jax.training.report",
 }
