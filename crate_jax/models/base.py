@@ -1,7 +1,9 @@
 """What every network here shares: the fields of its config, the forward pass, the capture."""
 
 import abc
+import contextlib
 import dataclasses
+import itertools
 import math
 import numbers
 import operator
@@ -15,7 +17,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, UInt8
 
-from crate_jax.models.layers import Heads, Tokens
+from crate_jax.models.backends import Backend, Heads
+from crate_jax.models.layers import Tokens
 from crate_jax.models.patches import patch_grid
 from crate_jax.models.positions import RULES, Rule, resize_positions
 
@@ -161,17 +164,22 @@ class Computation(TypedDict, total=False):
 
     dtype: DTypeLike  # of products and tokens; parameters, norms and softmax stay float32
     remat: Remat  # what the backward pass recomputes
+    attention_backend: Backend  # what computes attention
+    scan: bool  # one layer is compiled and looped over, with all layers' parameters stacked
+    mesh: jax.sharding.AbstractMesh | None  # devices whose part of a batch a kernel of ours takes
 
 
 Config = TypeVar("Config", bound=ImageModelConfig)
 Capture = bool | np.bool_ | int | Iterable[int] | Int[np.ndarray, " k"] | None
+LayerFunction = Callable[[Tokens], tuple[Tokens, Heads, Heads]]
 
 
 def run_layers(
-    layers: Sequence[Callable[[Tokens], tuple[Tokens, Heads, Heads]]],
+    layers: Sequence[LayerFunction],
     z: Tokens,
     capture: Capture,
     remat: Remat,
+    scan: bool = False,
 ) -> tuple[Tokens, dict[str, Array]]:
     """Tokens through all layers, with the captured arrays of the layers asked for.
 
@@ -181,28 +189,64 @@ def run_layers(
         capture: False for nothing, True for every layer, or indices (negative ones count from the
             end), in the order wanted.
         remat: a name of REMAT_POLICIES: what the backward pass recomputes.
+        scan: whether layers are looped over, so that one of them is compiled; alike ones.
 
     Returns:
         (z, {"query", "key": f32[layers, b, 1+n, heads, d_head], "tokens": f32[layers, b, 1+n, d]}),
         the dictionary empty without capture. Where query is key, both are one array.
     """
     wanted = captured_layers(capture, len(layers))
-    kept = {}
-    for index, layer in enumerate(layers):
-        run = layer
-        if REMAT_POLICIES[remat] is not None:
-            run = jax.checkpoint(
-                lambda tokens, layer=layer: layer(tokens), policy=REMAT_POLICIES[remat]
-            )
-        z, query, key = run(z)
-        if index in wanted:
-            kept[index] = (query, key, z)
+    # Layers that know their grid (rotary positions) are no modules, and are not stacked.
+    alike = all(isinstance(layer, nnx.Module) for layer in layers)
+    run = _scanned if scan and alike else _unrolled
+    parts = []
+    for captured, group in itertools.groupby(range(len(layers)), wanted.__contains__):
+        z, kept = run([layers[index] for index in group], z, captured, remat)
+        parts += [kept] if captured else []
     if not wanted:
         return z, {}
-    columns = zip(*(kept[index] for index in wanted), strict=True)
-    query, key, tokens = (jnp.stack(c).astype(jnp.float32) for c in columns)
-    tied = all(kept[index][0] is kept[index][1] for index in wanted)
-    return z, {"query": query, "key": query if tied else key, "tokens": tokens}
+    in_order = sorted(set(wanted))
+    places = np.array([in_order.index(index) for index in wanted])
+    out = {}
+    for name in parts[0]:
+        array = jnp.concatenate([part[name] for part in parts]).astype(jnp.float32)
+        out[name] = array if tuple(in_order) == wanted else array[places]
+    return z, {"key": out["query"]} | out
+
+
+def _unrolled(
+    layers: Sequence[LayerFunction], z: Tokens, captured: bool, remat: Remat
+) -> tuple[Tokens, dict[str, Array]]:
+    """Layers one after the other, and their captured arrays, stacked."""
+    kept = []
+    for layer in layers:
+        z, arrays = _run_layer(layer, z, remat)
+        kept.append(arrays)
+    return z, jax.tree.map(lambda *a: jnp.stack(a), *kept) if captured else {}
+
+
+def _scanned(
+    layers: Sequence[nnx.Module], z: Tokens, captured: bool, remat: Remat
+) -> tuple[Tokens, dict[str, Array]]:
+    """The same as a loop over one layer, with the parameters of all stacked."""
+    definitions, states = zip(*map(nnx.split, layers), strict=True)
+
+    def body(z, state):
+        z, arrays = _run_layer(nnx.merge(definitions[0], state), z, remat)
+        return z, arrays if captured else {}
+
+    return jax.lax.scan(body, z, jax.tree.map(lambda *a: jnp.stack(a), *states))
+
+
+def _run_layer(layer: LayerFunction, z: Tokens, remat: Remat) -> tuple[Tokens, dict[str, Array]]:
+    """One layer, and what it shows; without a key where that is the query."""
+
+    def run(z):
+        z, query, key = layer(z)
+        return z, {"query": query, "tokens": z} | ({} if key is query else {"key": key})
+
+    policy = REMAT_POLICIES[remat]
+    return run(z) if policy is None else jax.checkpoint(run, policy=policy)(z)
 
 
 def captured_layers(capture: Capture, depth: int) -> tuple[int, ...]:
@@ -248,12 +292,24 @@ class Transformer(nnx.Module, Generic[Config]):
     registers: nnx.Param | None = None  # [1, config.registers, d], which have no position
     layers: nnx.List  # of modules that map z to (z, query, key)
 
-    def __init__(self, config: Config, *, dtype: DTypeLike = jnp.float32, remat: Remat = "none"):
+    def __init__(
+        self,
+        config: Config,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        remat: Remat = "none",
+        attention_backend: Backend = "xla",
+        scan: bool = False,
+        mesh: jax.sharding.AbstractMesh | None = None,
+    ):
         if remat not in REMAT_POLICIES:
             raise ValueError(f"remat: expected one of {', '.join(REMAT_POLICIES)}, got {remat!r}")
         self.config = config
         self.dtype = dtype
         self.remat: Remat = remat
+        self.attention_backend: Backend = attention_backend
+        self.scan = scan
+        self.mesh = mesh
 
     @abc.abstractmethod
     def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
@@ -316,15 +372,24 @@ class Transformer(nnx.Module, Generic[Config]):
         images = jnp.asarray(images)
         z = self.tokens(images)
         layers = self.on_grid(patch_grid(images, self.config.patch_size))
-        z, out = run_layers(layers, z, capture, self.remat)
+        z, out = self.run(layers, z, capture)
         features = self.pool(z).astype(jnp.float32)
         out["features"] = features
         return self.classify(features).astype(jnp.float32), out
 
-    def on_grid(self, grid: tuple[int, int]) -> Sequence[Callable[[Tokens], Any]]:
+    def on_grid(self, grid: tuple[int, int]) -> Sequence[LayerFunction]:
         """The layers, for tokens of a grid: it is theirs to know where positions are rotary."""
         del grid
         return self.layers
+
+    def run(
+        self, layers: Sequence[LayerFunction], z: Tokens, capture: Capture = False
+    ) -> tuple[Tokens, dict[str, Array]]:
+        """`run_layers`, computed as this network is."""
+        with contextlib.ExitStack() as entered:
+            if self.mesh is not None:
+                entered.enter_context(jax.sharding.use_abstract_mesh(self.mesh))
+            return run_layers(layers, z, capture, self.remat, self.scan)
 
     def tokens(self, images: Float[Array, "b h w 3"]) -> Tokens:
         """[b, h, w, 3] -> [b, 1+r+n, d]: all tokens with their positions, before layer 1."""

@@ -76,10 +76,11 @@ class Crate(Transformer[CrateConfig]):
 
     def _layer(self, rngs: nnx.Rngs) -> Layer:
         c, dtype = self.config, self.dtype
+        heads, backend = (c.dim, c.heads, c.head_dim), self.attention_backend
         if c.attention == "mssa":
-            attention = MSSA(c.dim, c.heads, c.head_dim, rngs=rngs, dtype=dtype)
+            attention = MSSA(*heads, rngs=rngs, backend=backend, dtype=dtype)
         else:
-            attention = MHSA(c.dim, c.heads, c.head_dim, rngs=rngs, qkv_bias=False, dtype=dtype)
+            attention = MHSA(*heads, rngs=rngs, qkv_bias=False, backend=backend, dtype=dtype)
         if c.nonlinearity == "mlp":
             operator, skip = MLP(c.dim, rngs=rngs, dtype=dtype), c.mlp_skip
         else:

@@ -114,6 +114,7 @@ class CrateAlpha(Transformer[CrateAlphaConfig]):
             rngs=rngs,
             output_bias=False,
             full_width_output=c.full_width_output,
+            backend=self.attention_backend,
             dtype=dtype,
             kernel_init=kernel_init,
         )

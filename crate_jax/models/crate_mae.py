@@ -15,7 +15,6 @@ from crate_jax.models.base import (
     ImageModelConfig,
     Transformer,
     described,
-    run_layers,
 )
 from crate_jax.models.layers import (
     ISTA,
@@ -122,7 +121,8 @@ class CrateMAE(Transformer[CrateMAEConfig]):
         self.positions = nnx.Param(jnp.asarray(sincos_positions(c.grid, c.dim)))
 
         def attention() -> MSSA:
-            return MSSA(c.dim, c.heads, c.head_dim, rngs=rngs, **xavier)
+            backend = self.attention_backend
+            return MSSA(c.dim, c.heads, c.head_dim, rngs=rngs, backend=backend, **xavier)
 
         def layer() -> Layer:
             return Layer(
@@ -180,7 +180,7 @@ class CrateMAE(Transformer[CrateMAEConfig]):
                 f"{mask_noise.shape}"
             )
         mask = self.mask(mask_noise)
-        z, out = run_layers(self.layers, self.tokens(images, mask), capture, self.remat)
+        z, out = self.run(self.layers, self.tokens(images, mask), capture)
         out["features"] = self.pool(z).astype(jnp.float32)
         pred = self.reconstruct(self.norm(z))
         error = jnp.mean((pred - patches) ** 2, axis=-1)
@@ -218,5 +218,5 @@ class CrateMAE(Transformer[CrateMAEConfig]):
 
     def reconstruct(self, z: Tokens) -> Float[Array, "b n pixels"]:
         """Encoder output [b, 1+n, d], normalised -> patches f32[b, n, 3 p^2]."""
-        z, _ = run_layers(self.decoder, z.astype(self.dtype), False, self.remat)
+        z, _ = self.run(self.decoder, z.astype(self.dtype))
         return self.decoder_head(self.decoder_norm(z))[:, 1:].astype(jnp.float32)

@@ -14,32 +14,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from crate_jax.models.backends import Backend, Heads, attend
 from crate_jax.models.linear import LinearOptions, kaiming_uniform, linear
 
 Tokens = Float[Array, "b tokens d"]
-Heads = Float[Array, "b tokens heads d_head"]
 AttentionOperator = Callable[[Tokens], tuple[Tokens, Heads, Heads]]
-
-# Queries a block of this many at a time above twice as many tokens, so that a 60 x 60 grid never
-# holds [heads, 3601, 3601] (622 MB an image for 12 heads).
-QUERY_BLOCK = 512
-
-
-def attend(query: Heads, key: Heads, value: Heads) -> Heads:
-    """softmax(Q K^T / sqrt(d_head)) V per head, softmax in float32; [b, tokens, heads, d_head].
-
-    Long sequences are taken in blocks of queries, so that memory stays linear in the tokens.
-    """
-    tokens = query.shape[1]
-    if tokens <= 2 * QUERY_BLOCK:
-        return jax.nn.dot_product_attention(query, key, value)
-    blocks = -(-tokens // QUERY_BLOCK)
-    padded = jnp.pad(query, ((0, 0), (0, blocks * QUERY_BLOCK - tokens), (0, 0), (0, 0)))
-    padded = padded.reshape(query.shape[0], blocks, QUERY_BLOCK, *query.shape[2:])
-    out = jax.lax.map(
-        lambda rows: jax.nn.dot_product_attention(rows, key, value), padded.swapaxes(0, 1)
-    )
-    return out.swapaxes(0, 1).reshape(query.shape[0], -1, *query.shape[2:])[:, :tokens]
 
 
 def layer_norm(dim: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -68,9 +47,10 @@ class MSSA(nnx.Module):
         rngs: nnx.Rngs,
         output_bias: bool = True,
         full_width_output: bool = False,
+        backend: Backend = "xla",
         **options: Unpack[LinearOptions],
     ):
-        self.heads, self.head_dim = heads, head_dim
+        self.heads, self.head_dim, self.backend = heads, head_dim, backend
         width = heads * head_dim
         self.subspace = linear(dim, width, rngs=rngs, bias=False, **options)
         if heads == 1 and head_dim == dim and not full_width_output:
@@ -82,7 +62,7 @@ class MSSA(nnx.Module):
         """x [b, tokens, d], normalised -> (update [b, tokens, d], w, w)."""
         flat = self.subspace(x)
         w = flat.reshape(*x.shape[:2], self.heads, self.head_dim)
-        update = attend(w, w, w).reshape(flat.shape)
+        update = attend(w, w, w, self.backend).reshape(flat.shape)
         return update if self.output is None else self.output(update), w, w
 
 

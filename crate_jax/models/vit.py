@@ -17,8 +17,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from crate_jax.models import pooling
+from crate_jax.models.backends import Backend, Heads, attend
 from crate_jax.models.base import Computation, ImageModelConfig, Transformer, described
-from crate_jax.models.layers import Heads, Layer, Tokens, attend, layer_norm
+from crate_jax.models.layers import Layer, Tokens, layer_norm
 from crate_jax.models.linear import LinearOptions, linear
 from crate_jax.models.patches import patchify
 
@@ -64,9 +65,10 @@ class MHSA(nnx.Module):
         *,
         rngs: nnx.Rngs,
         qkv_bias: bool,
+        backend: Backend = "xla",
         **options: Unpack[LinearOptions],
     ):
-        self.heads, self.head_dim = heads, head_dim
+        self.heads, self.head_dim, self.backend = heads, head_dim, backend
         width = heads * head_dim
         self.qkv = linear(dim, 3 * width, rngs=rngs, bias=qkv_bias, **options)
         self.output = linear(width, dim, rngs=rngs, **options)
@@ -80,7 +82,8 @@ class MHSA(nnx.Module):
         query, key, value = jnp.moveaxis(split, 2, 0)
         if rotate is not None:
             query, key = rotate(query), rotate(key)
-        update = attend(query, key, value).reshape(*x.shape[:2], self.heads * self.head_dim)
+        update = attend(query, key, value, self.backend)
+        update = update.reshape(*x.shape[:2], self.heads * self.head_dim)
         return self.output(update), query, key
 
     def project(self, x: Tokens) -> Float[Array, "b tokens qkv"]:
@@ -193,7 +196,15 @@ class ViT(Transformer[ViTConfig]):
 
     def _layer(self, rngs: nnx.Rngs, init: LinearOptions) -> Layer:
         c = self.config
-        attention = MHSA(c.dim, c.heads, c.head_dim, rngs=rngs, qkv_bias=c.qkv_bias, **init)
+        attention = MHSA(
+            c.dim,
+            c.heads,
+            c.head_dim,
+            rngs=rngs,
+            qkv_bias=c.qkv_bias,
+            backend=self.attention_backend,
+            **init,
+        )
         operator = OPERATORS[c.ffn](c.dim, rngs=rngs, ratio=c.mlp_ratio, **init)
         if c.layer_scale:
             return ScaledLayer(attention, operator, dim=c.dim, epsilon=c.epsilon, rngs=rngs)
