@@ -5,6 +5,7 @@
     python -m crate_jax.main --config=configs/imagenet_b.py --workdir=DIR --config.data.root=IMAGES
     python -m crate_jax.main --config=FILE.py:ARGUMENT --workdir=DIR --config.batch_size=128
     python -m crate_jax.main --config=configs/scenes_tiny.py --workdir=DIR --mode=eval
+    python -m crate_jax.main --config=FILE.py --workdir=DIR --config.dry_run=True --topology=v5e:4x4
 
 Run the same command again to resume. A configs/NAME.py that is not in the current directory is
 taken from the package.
@@ -31,6 +32,11 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: all resul
 _MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "eval"], "train (and resume), or evaluate the newest checkpoint."
 )
+_TOPOLOGY = flags.DEFINE_string(
+    "topology",
+    None,
+    "With --config.dry_run=True: for a TPU slice that is not there, as v5e:4x4 or v4:2x2x4.",
+)
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
     "auto",
@@ -54,6 +60,7 @@ _METAVARS = {
     "config": command_line.CONFIG,
     "workdir": "DIR",
     "mode": "",
+    "topology": "GENERATION:SHAPE",
     "distributed": "",
     "coordinator_address": "HOST:PORT",
     "num_processes": "N",
@@ -66,7 +73,7 @@ _METAVARS = {
 def main(argv: list[str]) -> int:
     """Dispatches; returns the exit status (`command_line.run`)."""
     from crate_jax.data.processes import WorkerDied
-    from crate_jax.training import checkpoint, distributed, loop
+    from crate_jax.training import checkpoint, distributed, loop, topology
 
     def work() -> int:
         distributed.start(
@@ -79,7 +86,14 @@ def main(argv: list[str]) -> int:
         )
         if _MODE.value == "eval":
             return loop.evaluate(_CONFIG.value, _WORKDIR.value)
-        return loop.train(_CONFIG.value, _WORKDIR.value)
+        if _TOPOLOGY.value is None:
+            return loop.train(_CONFIG.value, _WORKDIR.value)
+        if not _CONFIG.value.dry_run:
+            raise ValueError(
+                f"--topology={_TOPOLOGY.value}: expected --config.dry_run=True with it: nothing "
+                "can be trained on hardware that is not there"
+            )
+        return loop.train(_CONFIG.value, _WORKDIR.value, topology.devices(_TOPOLOGY.value))
 
     faults = (WorkerDied, checkpoint.CheckpointError, distributed.ProcessFailed)
     try:

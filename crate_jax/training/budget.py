@@ -7,6 +7,7 @@ import ml_collections
 
 from crate_jax.models import variants
 from crate_jax.models.base import ImageModelConfig
+from crate_jax.training import throughput
 from crate_jax.training.console import say
 from crate_jax.training.throughput import duration_text
 
@@ -74,7 +75,10 @@ def _gigabytes(count: float) -> str:
 
 def device_memory(device: jax.Device) -> float:
     """Bytes that a device has; those of the host where it does not say (a CPU)."""
-    limit = (device.memory_stats() or {}).get("bytes_limit")
+    try:
+        limit = (device.memory_stats() or {}).get("bytes_limit")
+    except jax.errors.JaxRuntimeError:  # a device of a topology, which is not there
+        limit = throughput.datasheet_memory(device)
     return limit or host_memory()
 
 

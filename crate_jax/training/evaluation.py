@@ -128,9 +128,9 @@ class Pass:
 
         self._run = jax.jit(run, out_shardings=sharding.replicated(setting.mesh))
 
-    def compile(self, params: Any, batch: Arrays) -> None:
-        """Compiles for a batch of these shapes; nothing is computed."""
-        self._run.lower(params, self._put(batch)).compile()
+    def compile(self, params: Any, batch: Arrays) -> jax.stages.Compiled:
+        """Compiled for a batch of these shapes; nothing is computed."""
+        return self._run.lower(params, self._arrays(batch, sharding.batch_shapes)).compile()
 
     def batches(self, params: Any, stop: Stop = never) -> Iterator[Arrays]:
         """The results, padding and corrupt images removed, in the order of the set.
@@ -147,7 +147,8 @@ class Pass:
             for batch in batches:
                 if stop():
                     raise Interrupted
-                found = jax.device_get(self._run(params, self._put(batch)))
+                arrays = self._arrays(batch, sharding.put_batch)
+                found = jax.device_get(self._run(params, arrays))
                 valid, index = found.pop("valid"), found.pop("index")
                 self.skipped += index[~valid & (index >= 0)].tolist()
                 rows = np.flatnonzero(valid)[:left]
@@ -162,10 +163,10 @@ class Pass:
         batches = list(self.batches(params, stop))
         return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
-    def _put(self, batch: Arrays) -> dict[str, jax.Array]:
+    def _arrays(self, batch: Arrays, put: Callable) -> dict[str, Any]:
         arrays = {key: batch[key] for key in self.keys}
         arrays["index"] = arrays["index"].astype(np.int32)
-        return sharding.put_batch(arrays, sharding.batch_sharding(self.setting.mesh))
+        return put(arrays, sharding.batch_sharding(self.setting.mesh))
 
 
 class _Progress:
@@ -313,11 +314,13 @@ class Evaluation:
             self.seconds[_seconds(name)] = time.monotonic() - begin
         return values
 
-    def compile(self, params: Any, batch: Arrays) -> None:
-        """Compiles what a run will need, for a batch of these shapes; nothing is computed."""
-        for evaluator in self.evaluators.values():
-            for one in evaluator.passes:
-                one.compile(params, batch)
+    def compile(self, params: Any, batch: Arrays) -> dict[str, jax.stages.Compiled]:
+        """What a run will need, compiled for a batch of these shapes; nothing is computed."""
+        return {
+            one.name: one.compile(params, batch)
+            for evaluator in self.evaluators.values()
+            for one in evaluator.passes
+        }
 
     @property
     def skipped(self) -> list[int]:

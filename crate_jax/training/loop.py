@@ -21,6 +21,7 @@ from crate_jax.models import base, variants
 from crate_jax.training import (
     budget,
     checkpoint,
+    compilation,
     console,
     distributed,
     evaluation,
@@ -30,6 +31,7 @@ from crate_jax.training import (
     optim,
     preflight,
     pretrained,
+    program,
     sharding,
     throughput,
     workdir,
@@ -37,10 +39,6 @@ from crate_jax.training import (
 from crate_jax.training.console import say
 from crate_jax.training.step import (
     flops_per_image,
-    initial,
-    make_step,
-    metric_names,
-    objective,
     read_sums,
     reset_sums,
 )
@@ -59,7 +57,7 @@ def train(
         config: from a config file; `crate_jax.config.default` has every key with its meaning.
         directory: the run's workdir, the same for all processes. Written there: config.json,
             metrics.jsonl, checkpoints/, tensorboard/, report/index.html.
-        devices: to train on; None for all.
+        devices: to train on; None for all. A dry run takes those of `topology.devices` too.
 
     Returns:
         The exit status: 0 when finished, or stopped by SIGTERM or SIGHUP and saved; 130 after
@@ -87,6 +85,8 @@ def _train(
 
     # ---- Configuration and devices --------------------------------------------------------------
     config = resolve(config)
+    kept = compilation.keep_programs(config.compilation_cache, config.compilation_cache_gib)
+    say(f"programs  {kept}")
     mesh = sharding.make_mesh(config.fsdp, devices)
     sharding.check_batch("batch_size", config.batch_size, mesh, config.accumulate)
     say(console.device_line(mesh))
@@ -110,45 +110,22 @@ def _train(
     say(inputs.data_line(data, plan, config.batch_size))
 
     # ---- Model and optimizer: shapes first ------------------------------------------------------
-    options = {"dtype": config.dtype, "remat": config.remat}
     rate = optim.schedule(config.optimizer, plan.warmup, plan.total)
-    fixed = variants.FAMILIES[config.model.family][1].fixed
-    optimizer = optim.optimizer(config.optimizer, rate, fixed)
-    definition, _ = base.split(variants.abstract(model_config, **options))
-
-    def init(key):
-        params = base.split(variants.build(model_config, key, **options))[1]
-        return params, initial(optimizer, params, metric_names(config))
-
-    seed_key = jax.random.key(config.seed)
-    shapes = jax.eval_shape(init, seed_key)
-    shardings = sharding.state_shardings(mesh, shapes)
-    template = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        shapes,
-        shardings,
-    )
-    # Parameters are born sharded: no device ever holds what it is not to keep.
-    init = jax.jit(init, out_shardings=shardings)
-    train_step = jax.jit(
-        make_step(
-            definition, objective(config), optimizer, seed=config.seed, accumulate=config.accumulate
-        ),
-        donate_argnums=(0, 1),
-        out_shardings=shardings,
-    )
+    made = program.make(config, model_config, mesh, rate)
+    init, seed_key = made.init, jax.random.key(config.seed)
     split = sharding.batch_sharding(mesh)
     flops = flops_per_image(config, model_config)
-    say(console.model_line(model_config, shapes[0], flops, config.dtype))
-    setting = evaluation.Setting(config, definition, data, mesh, lambda: init(seed_key)[0])
+    say(console.model_line(model_config, made.shapes[0], flops, config.dtype))
+    say(f"attention {made.attention.backend}: {made.attention.why}")
+    setting = evaluation.Setting(config, made.definition, data, mesh, lambda: init(seed_key)[0])
     evals = evaluators.make(setting, plan)
 
     # ---- Workdir, and resumption: newest whole checkpoint, then input position, then metrics -----
-    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made.shapes))
     needed_bytes = 2 * state_bytes + 2**24
     if config.dry_run:
         workdir.check(directory, config, needed_bytes)
-        preflight.check(setting, plan, train_step, template, evals, directory)
+        preflight.check(setting, plan, made, evals, directory, flops)
         return 0
     writer = jax.process_index() == 0
     with distributed.together("opening the workdir"):
@@ -156,7 +133,7 @@ def _train(
             lock = opened.enter_context(workdir.claim(directory, config, needed_bytes))
     checkpoints = checkpoint.Checkpoints(directory, config.keep_checkpoints, plan.keep)
     batches = data.batches()
-    restored = checkpoints.restore_latest(*template)
+    restored = checkpoints.restore_latest(*made.shapes)
     if restored is None:
         start, (params, training) = 0, init(seed_key)
         params = pretrained.replace(params, weights)
@@ -234,8 +211,13 @@ def _train(
         with watch.waiting():
             batch = next(batches)
         recent.append((step, batch["index"]))
-        batch = sharding.put_batch(inputs.pixels_and_labels(batch), split)
-        params, training = train_step(params, training, batch)
+        # Nothing but the batch goes to the devices, and it is put there by name.
+        with (
+            jax.profiler.StepTraceAnnotation("train", step_num=step),
+            jax.transfer_guard("disallow"),
+        ):
+            batch = sharding.put_batch(inputs.pixels_and_labels(batch), split)
+            params, training = made.step(params, training, batch)
         if step == start + 1:
             with watch.pause("compile"):
                 jax.block_until_ready(params)
@@ -275,7 +257,7 @@ def _train(
     if config.report:
         params = sharding.whole_tree(params, mesh)
         if writer:
-            _report(directory, config, data, definition, params, metrics_file.lines)
+            _report(directory, config, data, made.definition, params, metrics_file.lines)
     say(f"done in {throughput.duration_text(time.monotonic() - started)}, results in {directory}")
     return 0
 
@@ -297,6 +279,7 @@ def evaluate(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -
         distributed.ProcessFailed: where another process of the run failed.
     """
     config = resolve(config)
+    compilation.keep_programs(config.compilation_cache, config.compilation_cache_gib)
     mesh = sharding.make_mesh(config.fsdp)
     directory = pathlib.Path(directory).expanduser().absolute()
     model_config = variants.from_dict(config.model.to_dict())
@@ -310,7 +293,9 @@ def evaluate(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -
                 + "\n  ".join(changes)
             )
     distributed.check_equal(config=plain(config), held_out_images=len(data.val), step=step)
-    definition, _ = base.split(variants.abstract(model_config, dtype=config.dtype))
+    attention = program.choose_attention(config, model_config, mesh)
+    computation = program.computation(config, attention, mesh)
+    definition, _ = base.split(variants.abstract(model_config, **computation))
     shardings = sharding.state_shardings(mesh, whole)
 
     def init(key):

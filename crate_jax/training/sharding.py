@@ -92,3 +92,16 @@ def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str
     return {
         key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()
     }
+
+
+def batch_shapes(
+    batch: dict[str, np.ndarray], sharding: NamedSharding
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes that `put_batch` would give, for devices that need not be there."""
+    parts = jax.process_count()
+    return {
+        key: jax.ShapeDtypeStruct(
+            (value.shape[0] * parts, *value.shape[1:]), value.dtype, sharding=sharding
+        )
+        for key, value in batch.items()
+    }

@@ -60,6 +60,11 @@ OBJECTIVES: dict[str, Callable[[ml_collections.ConfigDict], Objective]] = {
 }
 
 
+# Global norms that every step sums beside the loss: of the gradient before clipping, of the
+# parameters before the update, and of the update.
+NORMS = ("gradient_norm", "parameter_norm", "update_norm")
+
+
 def objective(config: ml_collections.ConfigDict) -> Objective:
     """The objective that a config's model family is trained with."""
     return OBJECTIVES.get(config.model.family, classification)(config)
@@ -96,16 +101,16 @@ def initial(
 ) -> dict[str, Any]:
     """The training state before step 0, apart from the parameters.
 
-    `metrics` are the names that the objective returns beside the loss. `sums` holds running sums
-    since the last logged line (in the state, so that a run resumed between two lines logs the same
-    line); `bad_step` the first step, counted from 1, whose loss or gradient was not finite, or -1:
-    it costs no synchronisation and is read when a line is logged.
+    `metrics` are the names that the objective returns beside the loss. `sums` holds running sums of
+    these and of `NORMS` since the last logged line (in the state, so that a run resumed between two
+    lines logs the same line); `bad_step` the first step, counted from 1, whose loss or gradient was
+    not finite, or -1: it costs no synchronisation and is read when a line is logged.
     """
     return {
         "optimizer": optimizer.init(params),
         "step": jnp.zeros((), jnp.int32),
         "bad_step": jnp.full((), -1, jnp.int32),
-        "sums": {name: jnp.zeros(()) for name in ("loss", *metrics, "steps")},
+        "sums": {name: jnp.zeros(()) for name in ("loss", *metrics, *NORMS, "steps")},
     }
 
 
@@ -156,7 +161,9 @@ def make_step(
             total, _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), parts))
             (loss, metrics), grads = total
         updates, optimizer_state = optimizer.update(grads, training["optimizer"], params)
-        good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
+        norms = map(optax.tree.norm, (grads, params, updates))
+        metrics = metrics | {"loss": loss} | dict(zip(NORMS, norms, strict=True))
+        good = jnp.isfinite(loss) & jnp.isfinite(metrics["gradient_norm"])
         sums = training["sums"]
         training = {
             "optimizer": optimizer_state,
@@ -164,7 +171,7 @@ def make_step(
             "bad_step": jnp.where(
                 (training["bad_step"] < 0) & ~good, training["step"] + 1, training["bad_step"]
             ),
-            "sums": jax.tree.map(jnp.add, sums, {"loss": loss, "steps": 1.0} | metrics),
+            "sums": jax.tree.map(jnp.add, sums, {"steps": 1.0} | metrics),
         }
         return optax.apply_updates(params, updates), training
 

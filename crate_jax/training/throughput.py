@@ -30,6 +30,8 @@ PEAK_FLOPS = {
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
 }
+# Of a chip, GiB that programs may use, by a part of `device_kind`: what libtpu 0.0.42 allows.
+MEMORY_GIB = {"TPU v4": 30.75, "TPU v5 lite": 15.75, "TPU v5": 95.74, "TPU v6 lite": 31.25}
 
 
 class Stopwatch:
@@ -134,6 +136,12 @@ class Profile:
         if running:
             jax.profiler.stop_trace()
         return running
+
+
+def datasheet_memory(device: jax.Device) -> float | None:
+    """Bytes of a TPU chip's memory; None where it is not known."""
+    names = [name for name in MEMORY_GIB if name in device.device_kind]
+    return 2**30 * MEMORY_GIB[max(names, key=len)] if names else None
 
 
 def peak_flops(device: jax.Device) -> float | None:

@@ -12,7 +12,14 @@ import pytest
 from crate_jax.config import load, plain, resolve
 from crate_jax.models import base, variants
 from crate_jax.training import optim
-from crate_jax.training.step import initial, make_step, metric_names, objective, read_sums
+from crate_jax.training.step import (
+    NORMS,
+    initial,
+    make_step,
+    metric_names,
+    objective,
+    read_sums,
+)
 from tests.test_config import CONFIGS
 
 # One step is run of each program: its speed does not matter, that of the compiler does.
@@ -110,6 +117,6 @@ def test_takes_a_step(name, argument):
     values, bad_step, still, dtypes = stepped(text)
     assert bad_step == -1
     assert np.isfinite(values["train/loss"])
-    assert set(values) == {"train/loss", *(f"train/{n}" for n in metric_names(c))}
+    assert set(values) == {f"train/{n}" for n in ("loss", *NORMS, *metric_names(c))}
     assert still == set(variants.FAMILIES[c.model.family][1].fixed)
     assert dtypes == {jnp.dtype("float32")}
