@@ -43,14 +43,14 @@ def source(config: Mapping[str, Any], split: str) -> "Source":
     """The dataset that `config.data` describes.
 
     Args:
-      config: `config.data`; its keys are in `crate_jax.keys`.
-      split: "train" or "val".
+        config: `config.data`; its keys are in `crate_jax.keys`.
+        split: "train" or "val".
 
     Returns:
-      A `loader.Source`: `len`, `[i]`, `num_classes`, `class_names`, `has_masks`.
+        A `loader.Source`: `len`, `[i]`, `num_classes`, `class_names`, `has_masks`.
 
     Raises:
-      ValueError: unknown name, or options or files that do not fit; says what was expected.
+        ValueError: unknown name, or options or files that do not fit; says what was expected.
     """
     name = config["name"]
     if name == "scenes":
@@ -86,7 +86,7 @@ def source(config: Mapping[str, Any], split: str) -> "Source":
         )
     near = difflib.get_close_matches(str(name), NAMES, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"config.data.name must be one of {', '.join(NAMES)}, got {name!r}.{hint}")
+    raise ValueError(f"config.data.name: expected one of {', '.join(NAMES)}, got {name!r}.{hint}")
 
 
 def transform(config: Mapping[str, Any], split: str) -> "Transform | None":

@@ -18,13 +18,13 @@ class Backgrounds:
     """Crops by uniform draws.
 
     Args:
-      split: "train" or "val".
-      size: px, side of the crops.
-      photographs: names to crop from.
-      leaves, noise: share of the crops that come from dead leaves and 1/f noise (`textures`); the
-        rest comes from photographs.
-      zoom: range of picture pixels per pixel of the crop, as far as the picture reaches.
-      contrast: range of the factor on the deviation from the crop's mean colour.
+        split: "train" or "val".
+        size: px, side of the crops.
+        photographs: names to crop from.
+        leaves, noise: share of the crops that come from dead leaves and 1/f noise (`textures`); the
+            rest comes from photographs.
+        zoom: range of picture pixels per pixel of the crop, as far as the picture reaches.
+        contrast: range of the factor on the deviation from the crop's mean colour.
     """
 
     split: str
@@ -39,7 +39,7 @@ class Backgrounds:
         """A crop, mirrored or not, tinted and of changed contrast: uint8[size, size, 3].
 
         Args:
-          draws: f64[DRAWS], uniform in [0, 1).
+            draws: f64[DRAWS], uniform in [0, 1).
         """
         kind, which, zoom, x, y, mirror, contrast, *tint = draws.tolist()
         picture = self._picture(kind, which)

@@ -37,8 +37,8 @@ class CorruptImage(ValueError):
     """An image that cannot be decoded in full.
 
     Args:
-      path: the image's name.
-      reason: what it is instead of a whole image, in one line.
+        path: the image's name.
+        reason: what it is instead of a whole image, in one line.
     """
 
     def __init__(self, path: str, reason: str):
@@ -65,11 +65,11 @@ class Encoded:
     the published pipelines.)
 
     Args:
-      data: the file's content.
-      path: its name, for messages.
-      max_megapixels: of a larger image nothing is decoded.
-      upright: apply the orientation; False gives the pixels as they are stored, which is the frame
-        that annotations of data sets are drawn in.
+        data: the file's content.
+        path: its name, for messages.
+        max_megapixels: of a larger image nothing is decoded.
+        upright: apply the orientation; False gives the pixels as they are stored, which is the
+            frame that annotations of data sets are drawn in.
     """
 
     def __init__(
@@ -92,16 +92,18 @@ class Encoded:
         """Decodes the image.
 
         Args:
-          fast: libjpeg-turbo's faster DCT and its plain chroma upsampling, a fifth less time;
-            on photographs of 500 x 375 px the result is off by about 1.4 of 255 levels in the mean.
-          at_least: (height, width); a JPEG may come out smaller than it is, at k/8 of its size with
-            k <= 4, as long as it is at least this large: the rest of the DCT is never computed.
+            fast: libjpeg-turbo's faster DCT and its plain chroma upsampling, a fifth less time; on
+                photographs of 500 x 375 px the result is off by about 1.4 of 255 levels in the
+                mean.
+            at_least: (height, width); a JPEG may come out smaller than it is, at k/8 of its size
+                with k <= 4, as long as it is at least this large: the rest of the DCT is never
+                computed.
 
         Returns:
-          uint8[height, width, 3], RGB.
+            uint8[height, width, 3], RGB.
 
         Raises:
-          CorruptImage: truncated, damaged, empty, too large, or not an image.
+            CorruptImage: truncated, damaged, empty, too large, or not an image.
         """
         height, width, orientation = self._header
         if self._is_jpeg:
@@ -233,9 +235,9 @@ def read(
     """Reads an image file without decoding it; the arguments are those of `Encoded`.
 
     Raises:
-      CorruptImage: not a regular file (a pipe would be waited for, a device read for ever), or
-        larger than 16 bits RGBA of `max_megapixels` could be.
-      OSError: names the path.
+        CorruptImage: not a regular file (a pipe would be waited for, a device read for ever), or
+            larger than 16 bits RGBA of `max_megapixels` could be.
+        OSError: names the path.
     """
     path = os.fspath(path)
     status = os.stat(path)

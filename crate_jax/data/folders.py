@@ -34,16 +34,17 @@ class Folder:
     `index` int64; `encoded(i)` the same with an image that is not decoded yet.
 
     Args:
-      root: the folder that holds `train` and `val`, or the class folders.
-      split: "train" or "val"; also called "validation", "valid", "test", as may be its folder.
-      val_fraction: in [0, 1); of every class of a single-folder layout (at least one image), chosen
-        by a fixed shuffle of the sorted names. Must be 0 where the two folders exist.
-      on_corrupt: "error" stops at an image that cannot be decoded, naming it; "skip" puts the next
-        readable one in its place when training and leaves it out when evaluating, counts and logs.
-      max_megapixels: a larger image counts as one that cannot be decoded.
+        root: the folder that holds `train` and `val`, or the class folders.
+        split: "train" or "val"; also called "validation", "valid", "test", as may be its folder.
+        val_fraction: in [0, 1); of every class of a single-folder layout (at least one image),
+            chosen by a fixed shuffle of the sorted names. Must be 0 where the two folders exist.
+        on_corrupt: "error" stops at an image that cannot be decoded, naming it; "skip" puts the
+            next readable one in its place when training and leaves it out when evaluating, counts
+            and logs.
+        max_megapixels: a larger image counts as one that cannot be decoded.
 
     Raises:
-      ValueError: a folder that is missing, empty or mixed up; says what was expected and found.
+        ValueError: a folder that is missing, empty or mixed up; says what was expected and found.
     """
 
     has_masks = False
@@ -58,11 +59,11 @@ class Folder:
         max_megapixels: float = decode.MAX_MEGAPIXELS,
     ):
         if split not in ("train", *_VAL_NAMES):
-            raise ValueError(f"split must be 'train' or 'val', got {split!r}.")
+            raise ValueError(f"split: expected 'train' or 'val', got {split!r}")
         if on_corrupt not in ("error", "skip"):
-            raise ValueError(f"on_corrupt must be 'error' or 'skip', got {on_corrupt!r}.")
+            raise ValueError(f"on_corrupt: expected 'error' or 'skip', got {on_corrupt!r}")
         if not 0 <= val_fraction < 1:
-            raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}.")
+            raise ValueError(f"val_fraction: expected a number in [0, 1), got {val_fraction}")
         if not root:
             layout = _LAYOUT.format(root="ROOT")
             raise ValueError(

@@ -47,9 +47,10 @@ class TrainIterator(Iterator[Example]):
     """Endless shuffled batches; made by `train_iterator`, which has the description.
 
     Attributes:
-      batches: how many have been handed out.
-      skipped: indices of the unreadable examples met so far, in order of meeting, each once; empty
-        unless the source says on_corrupt="skip". Only this process's part of the batches counts.
+        batches: how many have been handed out.
+        skipped: indices of the unreadable examples met so far, in order of meeting, each once;
+            empty unless the source says on_corrupt="skip". Only this process's part of the batches
+            counts.
     """
 
     def __init__(self, source: Source, make_batch: "_TrainBatches", workers: int):
@@ -79,7 +80,7 @@ class TrainIterator(Iterator[Example]):
         The number of workers and of processes may differ from those of the interrupted run.
 
         Raises:
-          ValueError: the state is of another seed, batch size or dataset length.
+            ValueError: the state is of another seed, batch size or dataset length.
         """
         identity = self._identity()
         differ = [
@@ -130,22 +131,22 @@ def train_iterator(
     `batch_size` examples, process p takes the p-th of `process_count` equal runs.
 
     Args:
-      source: the dataset.
-      batch_size: examples in a global batch.
-      seed: of the order and of the augmentation, 0 <= seed < 2^63.
-      transform: `transform(image, rng) -> uint8[h, w, 3]`, with a generator that depends on (seed,
-        epoch, index) alone; None: as the source gives it.
-      workers: worker processes; 0: one thread of this process. Workers initialise no JAX backend.
-      process_index: of this JAX process.
-      process_count: JAX processes that share a global batch.
+        source: the dataset.
+        batch_size: examples in a global batch.
+        seed: of the order and of the augmentation, 0 <= seed < 2^63.
+        transform: `transform(image, rng) -> uint8[h, w, 3]`, with a generator that depends on
+            (seed, epoch, index) alone; None: as the source gives it.
+        workers: worker processes; 0: one thread of this process. Workers initialise no JAX backend.
+        process_index: of this JAX process.
+        process_count: JAX processes that share a global batch.
 
     Returns:
-      An iterator of dicts `image` uint8[b, h, w, 3], `label` int32[b], `index` int64[b] with
-      b = batch_size / process_count. Masks are left out.
+        An iterator of dicts `image` uint8[b, h, w, 3], `label` int32[b], `index` int64[b] with
+        b = batch_size / process_count. Masks are left out.
 
     Raises:
-      ValueError: batch_size not divisible by process_count; an empty source.
-      WorkerDied: (while iterating) a worker process ended, killed for its memory for instance.
+        ValueError: batch_size not divisible by process_count; an empty source.
+        WorkerDied: (while iterating) a worker process ended, killed for its memory for instance.
     """
     local = _local_batch_size(batch_size, process_index, process_count)
     make_batch = _TrainBatches(source, transform, batch_size, local, process_index, seed)
@@ -168,22 +169,22 @@ def eval_batches(
     such, is not valid either, and keeps its index.
 
     Args:
-      source: the dataset.
-      batch_size: examples in a global batch; process p takes the p-th of `process_count` equal
-        runs.
-      transform: as in `train_iterator`; its generator depends on the index alone. Masks pass
-        through untouched, so with masks it must not move pixels.
-      workers: worker processes; 0: one thread of this process.
-      process_index: of this JAX process.
-      process_count: JAX processes that share a global batch.
+        source: the dataset.
+        batch_size: examples in a global batch; process p takes the p-th of `process_count` equal
+            runs.
+        transform: as in `train_iterator`; its generator depends on the index alone. Masks pass
+            through untouched, so with masks it must not move pixels.
+        workers: worker processes; 0: one thread of this process.
+        process_index: of this JAX process.
+        process_count: JAX processes that share a global batch.
 
     Yields:
-      Dicts `image` uint8[b, h, w, 3], `label` int32[b], `index` int64[b], `valid` bool[b] and, if
-      the source has masks, `mask` bool[b, h, w].
+        Dicts `image` uint8[b, h, w, 3], `label` int32[b], `index` int64[b], `valid` bool[b] and, if
+        the source has masks, `mask` bool[b, h, w].
 
     Raises:
-      ValueError: batch_size not divisible by process_count; an empty source.
-      WorkerDied: (while iterating) a worker process ended, killed for its memory for instance.
+        ValueError: batch_size not divisible by process_count; an empty source.
+        WorkerDied: (while iterating) a worker process ended, killed for its memory for instance.
     """
     local = _local_batch_size(batch_size, process_index, process_count)
     make_batch = _EvalBatches(source, transform, batch_size, local, process_index)
@@ -226,7 +227,7 @@ class _TrainBatches(_Batches):
         super().__init__(source, transform, batch_size, local, process_index)
         self.seed = randomness.check_seed(seed)
         if self.examples >= 2**31:
-            raise ValueError(f"At most 2^31 - 1 examples can be shuffled, got {self.examples}.")
+            raise ValueError(f"expected at most 2^31 - 1 examples to shuffle, got {self.examples}")
         # Grain's own seed has 32 bits
         self._shuffle_seed = int(np.random.SeedSequence(self.seed).generate_state(1)[0])
 
@@ -318,12 +319,14 @@ def _stack(examples: list[Example], name: str) -> np.ndarray | shared_batches.Le
 def _local_batch_size(batch_size: int, process_index: int, process_count: int) -> int:
     if batch_size < 1 or batch_size % process_count:
         raise ValueError(
-            f"batch_size must be a positive multiple of the number of processes, got "
+            f"batch_size: expected a positive multiple of the number of processes, got "
             f"batch_size={batch_size} for {process_count} processes; "
             f"{max(batch_size // process_count, 1) * process_count} would do."
         )
     if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index {process_index} is not in [0, {process_count}).")
+        raise ValueError(
+            f"process_index: expected one in [0, {process_count}), got {process_index}"
+        )
     return batch_size // process_count
 
 

@@ -17,13 +17,13 @@ def mixup(
     already, and a shift moves less between devices than a permutation.
 
     Args:
-      key: JAX random key.
-      images: f[b, h, w, c], normalised or not.
-      labels: f[b, classes], one-hot or smoothed.
-      alpha: above 0.
+        key: JAX random key.
+        images: f[b, h, w, c], normalised or not.
+        labels: f[b, classes], one-hot or smoothed.
+        alpha: above 0.
 
     Returns:
-      images and labels of the same shapes and types.
+        images and labels of the same shapes and types.
     """
     return _mixup(jax.random.beta(key, alpha, alpha), images, labels)
 
@@ -38,13 +38,13 @@ def cutmix(
     batch; j = i - 1 cyclically.
 
     Args:
-      key: JAX random key.
-      images: f[b, h, w, c].
-      labels: f[b, classes], one-hot or smoothed.
-      alpha: above 0.
+        key: JAX random key.
+        images: f[b, h, w, c].
+        labels: f[b, classes], one-hot or smoothed.
+        alpha: above 0.
 
     Returns:
-      images and labels of the same shapes and types.
+        images and labels of the same shapes and types.
     """
     key_lam, key_box = jax.random.split(key)
     return _cutmix(jax.random.beta(key_lam, alpha, alpha), key_box, images, labels)
@@ -63,15 +63,15 @@ def mixup_or_cutmix(
     An alpha of 0 turns that kind off; with both 0 the batch is returned as it is.
 
     Args:
-      key: JAX random key.
-      images: f[b, h, w, c].
-      labels: f[b, classes], one-hot or smoothed.
-      mixup_alpha: of mixup's Beta distribution, 0 or above.
-      cutmix_alpha: of cutmix's, 0 or above.
-      switch: probability of cutmix where both are on.
+        key: JAX random key.
+        images: f[b, h, w, c].
+        labels: f[b, classes], one-hot or smoothed.
+        mixup_alpha: of mixup's Beta distribution, 0 or above.
+        cutmix_alpha: of cutmix's, 0 or above.
+        switch: probability of cutmix where both are on.
 
     Returns:
-      images and labels of the same shapes and types.
+        images and labels of the same shapes and types.
     """
     if not mixup_alpha and not cutmix_alpha:
         return images, labels

@@ -41,7 +41,7 @@ def table() -> dict[str, Object]:
     """All objects by name, in the order in which `Scenes(classes=N)` takes them.
 
     Raises:
-      FileNotFoundError: the list is missing.
+        FileNotFoundError: the list is missing.
     """
     path = _ASSETS / "objects.csv"
     if not path.is_file():
@@ -56,13 +56,13 @@ def choose(
     """Some of `among`: the first or last so many, or those named, in the order given.
 
     Args:
-      what: the option's name, for errors.
-      wanted: a number, names, or either as a text (names with commas between).
-      among: the names there are.
-      last: a number counts from the end.
+        what: the option's name, for errors.
+        wanted: a number, names, or either as a text (names with commas between).
+        among: the names there are.
+        last: a number counts from the end.
 
     Raises:
-      ValueError: more than there are, or a name that is not there or is there twice.
+        ValueError: more than there are, or a name that is not there or is there twice.
     """
     if isinstance(wanted, str):
         parts = [part.strip() for part in wanted.split(",") if part.strip()]
@@ -91,12 +91,12 @@ def load(name: str) -> np.ndarray:
     """An object's pixels, cut to what is not transparent.
 
     Returns:
-      uint8[height, width, 4], read-only: red, green, blue (each times alpha / 255) and alpha. The
-      longer side is `SIDE`.
+        uint8[height, width, 4], read-only: red, green, blue (each times alpha / 255) and alpha. The
+        longer side is `SIDE`.
 
     Raises:
-      FileNotFoundError: the file of objects is missing.
-      ValueError: it is damaged.
+        FileNotFoundError: the file of objects is missing.
+        ValueError: it is damaged.
     """
     file = table()[name].file
     pixels = cv2.imdecode(np.frombuffer(_files().get(file, b""), np.uint8), cv2.IMREAD_UNCHANGED)
@@ -116,11 +116,11 @@ def extent(name: str, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The box around an object's silhouette (alpha at least one half) in a pose.
 
     Args:
-      matrix: f[2, 2], from the object's coordinates (its longer side is 1, the origin the middle
-        of its picture) to pixels: rotation, mirroring, scale.
+        matrix: f[2, 2], from the object's coordinates (its longer side is 1, the origin the middle
+            of its picture) to pixels: rotation, mirroring, scale.
 
     Returns:
-      (left, top) and (right, bottom), f[2] each, in pixels from the picture's middle.
+        (left, top) and (right, bottom), f[2] each, in pixels from the picture's middle.
     """
     corners = _outline(name) @ matrix.T
     return corners.min(0), corners.max(0)
@@ -132,12 +132,12 @@ def draw(
     """An object in a pose, antialiased.
 
     Args:
-      matrix: as in `extent`.
-      centre: (x, y) of the picture's middle, in pixels of the result.
-      size: (width, height) of the result.
+        matrix: as in `extent`.
+        centre: (x, y) of the picture's middle, in pixels of the result.
+        size: (width, height) of the result.
 
     Returns:
-      uint8[height, width, 4]: colours times alpha, and alpha.
+        uint8[height, width, 4]: colours times alpha, and alpha.
     """
     (a, b), (c, d) = matrix.tolist()
     side = math.sqrt(abs(a * d - b * c))
@@ -154,13 +154,13 @@ class Pose:
     """An object in a scene; lengths in pixels of the scene.
 
     Attributes:
-      name: of the object.
-      matrix: f[2, 2], from the object's coordinates to pixels (`extent`).
-      centre: (x, y) of the middle of its picture.
-      corner: (left, top) of the box around its silhouette.
-      size: (width, height) of that box.
-      hue: degrees by which its hue is turned.
-      brightness: factor on its colours.
+        name: of the object.
+        matrix: f[2, 2], from the object's coordinates to pixels (`extent`).
+        centre: (x, y) of the middle of its picture.
+        corner: (left, top) of the box around its silhouette.
+        size: (width, height) of that box.
+        hue: degrees by which its hue is turned.
+        brightness: factor on its colours.
     """
 
     name: str
@@ -191,9 +191,9 @@ def recolour(sprite: np.ndarray, hue: float, brightness: float) -> np.ndarray:
     mean; a colour out of range is cut.
 
     Args:
-      sprite: uint8[h, w, 4], colours times alpha and alpha.
-      hue: degrees.
-      brightness: factor.
+        sprite: uint8[h, w, 4], colours times alpha and alpha.
+        hue: degrees.
+        brightness: factor.
     """
     cosine, sine = math.cos(math.radians(hue)), math.sin(math.radians(hue)) / math.sqrt(3)
     same, rest = (1 + 2 * cosine) / 3, (1 - cosine) / 3
@@ -234,8 +234,8 @@ def _level(name: str, side: int) -> tuple[np.ndarray, float, float]:
     """An object shrunk, by area, to a longer side of `side` pixels, with a transparent rim.
 
     Returns:
-      The pixels, and how many of them are one unit of the object's coordinates across and down
-      (not quite `side`: the shorter side is a whole number of pixels too).
+        The pixels, and how many of them are one unit of the object's coordinates across and down
+        (not quite `side`: the shorter side is a whole number of pixels too).
     """
     pixels = load(name)
     height, width = pixels.shape[:2]

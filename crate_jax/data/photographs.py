@@ -61,11 +61,11 @@ def load(name: str, short_side: int) -> np.ndarray:
     """Reads a photograph, shrunk (by area) to at most `short_side` pixels on its shorter side.
 
     Returns:
-      uint8[height, width, 3], RGB, read-only; a grey photograph has three equal channels.
+        uint8[height, width, 3], RGB, read-only; a grey photograph has three equal channels.
 
     Raises:
-      FileNotFoundError: the installed scikit-image does not ship the file.
-      ValueError: the file is damaged.
+        FileNotFoundError: the installed scikit-image does not ship the file.
+        ValueError: the file is damaged.
     """
     import skimage  # here: imported by whoever composes scenes, not by `import crate_jax`
 

@@ -58,17 +58,18 @@ def imagenet(tars: str, out: str, archives: Archives = Archives()) -> dict[str, 
     """Unpacks ImageNet-1k into `out`.
 
     Args:
-      tars: folder of the three archives.
-      out: folder to be made; must not exist.
-      archives: what to expect; tests use small ones.
+        tars: folder of the three archives.
+        out: folder to be made; must not exist.
+        archives: what to expect; tests use small ones.
 
     Returns:
-      Counts: `classes`, `train`, `val`.
+        Counts: `classes`, `train`, `val`.
 
     Raises:
-      ValueError: an archive is missing or has another size or content, `out` exists and is not
-        what would be made, another process makes it, or the disk is too small: nothing has been
-        written then. Or a part of an archive is damaged: what came before it is in `out`.partial.
+        ValueError: an archive is missing or has another size or content, `out` exists and is not
+            what would be made, another process makes it, or the disk is too small: nothing has been
+            written then. Or a part of an archive is damaged: what came before it is in
+            `out`.partial.
     """
     paths = _check_archives(tars, archives)
     labels, wnids = _validation_labels(paths[2])
@@ -108,17 +109,17 @@ def folder(
     """Checks the images in class folders and lays them out in `out`.
 
     Args:
-      source: as `root` of `folders.Folder`.
-      out: folder to be made, on the same file system for hard links; must not exist.
-      val_fraction, max_megapixels: as of `folders.Folder`.
-      drop_corrupt: leave out images that cannot be decoded, and list them in `out`/dropped.txt.
+        source: as `root` of `folders.Folder`.
+        out: folder to be made, on the same file system for hard links; must not exist.
+        val_fraction, max_megapixels: as of `folders.Folder`.
+        drop_corrupt: leave out images that cannot be decoded, and list them in `out`/dropped.txt.
 
     Returns:
-      Counts: `classes`, `train`, `val`.
+        Counts: `classes`, `train`, `val`.
 
     Raises:
-      ValueError: the folders are mixed up, an image cannot be decoded, or `out` exists and is not
-        what would be made; nothing has been written then, or `out`.partial holds what is sound.
+        ValueError: the folders are mixed up, an image cannot be decoded, or `out` exists and is not
+            what would be made; nothing has been written then, or `out`.partial holds what is sound.
     """
     if os.path.realpath(out).startswith(os.path.join(os.path.realpath(source), "")):
         raise ValueError(

@@ -16,10 +16,10 @@ def generator(seed: int, stream: int, epoch: int, index: int) -> np.random.Gener
     index); the two low words count the draws, 2^128 of them before two streams could meet.
 
     Args:
-      seed: 0 <= seed < 2^63.
-      stream: the purpose, one of this module's constants.
-      epoch: 0 <= epoch < 2^63.
-      index: 0 <= index < 2^63.
+        seed: 0 <= seed < 2^63.
+        stream: the purpose, one of this module's constants.
+        epoch: 0 <= epoch < 2^63.
+        index: 0 <= index < 2^63.
     """
     counter = np.array([0, 0, epoch, index], np.uint64)
     key = np.array([seed, stream], np.uint64)
@@ -29,5 +29,5 @@ def generator(seed: int, stream: int, epoch: int, index: int) -> np.random.Gener
 def check_seed(seed: int) -> int:
     """Returns `seed` as an int; raises ValueError unless 0 <= seed < 2^63."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be an integer from 0 to 2^63 - 1, got {seed!r}.")
+        raise ValueError(f"seed: expected an integer from 0 to 2^63 - 1, got {seed!r}")
     return int(seed)

@@ -43,44 +43,45 @@ class Scenes:
     visible one and `mask` the union; `instances(i)` has each alone.
 
     Args:
-      split: "train" or "val", also called "test".
-      image_size: side in pixels, 32 to 224.
-      length: number of scenes, up to 2^31 - 1; None: 10,000 ("train") or 2,000 ("val"). Scene i
-        shows class i modulo the number of classes shown, in an order shuffled by `seed`.
-      seed: 0 <= seed < 2^63.
-      classes: the objects that have a label: the first so many of `objects.table()`, 0 for all, or
-        names.
-      held_out: classes that no training scene shows: the last so many of `classes`, or names, or
-        a text of either with commas between. They keep their labels.
-      shown: what a scene of "val" shows: the classes that training shows ("learned"), exactly those
-        held out ("held_out"), or "all". Training scenes show those learned.
-      objects: least and most objects in a scene, 1 to 10.
-      scale: range of an object's longer side as a fraction of the image's side; at least 8 px.
-      place: range, in [0, 1], of the position along each axis of the box around an object, as a
-        fraction of the free room: (0, 1) is anywhere inside the image, (0.5, 0.5) the centre.
-      rotation: degrees, 0 to 180, by which an object is turned at most, either way. Half of them
-        are mirrored.
-      brightness: range, in [0.05, 2], of the factor on an object's colours.
-      hue: degrees, 0 to 180, by which an object's hue is turned at most, either way.
-      leaves, noise: share of the backgrounds that are dead leaves and 1/f noise; the rest are
-        photographs.
-      zoom: range of photograph pixels per image pixel of the background, at least 1; limited by the
-        photograph's size.
-      contrast: range, in [0, 1], of the factor on the background's deviation from its mean colour.
-      distractors: least and most pieces (ellipses and rectangles) of other backgrounds of the split
-        that are pasted below the objects.
-      occluders: least and most such pieces above the objects. One that would hide more than half
-        of what is to be seen of an object is left out.
-      photographs: names from `photographs.PHOTOGRAPHS` to use instead of all of the split.
+        split: "train" or "val", also called "test".
+        image_size: side in pixels, 32 to 224.
+        length: number of scenes, up to 2^31 - 1; None: 10,000 ("train") or 2,000 ("val"). Scene i
+            shows class i modulo the number of classes shown, in an order shuffled by `seed`.
+        seed: 0 <= seed < 2^63.
+        classes: the objects that have a label: the first so many of `objects.table()`, 0 for all,
+            or names.
+        held_out: classes that no training scene shows: the last so many of `classes`, or names, or
+            a text of either with commas between. They keep their labels.
+        shown: what a scene of "val" shows: the classes that training shows ("learned"), exactly
+            those held out ("held_out"), or "all". Training scenes show those learned.
+        objects: least and most objects in a scene, 1 to 10.
+        scale: range of an object's longer side as a fraction of the image's side; at least 8 px.
+        place: range, in [0, 1], of the position along each axis of the box around an object, as a
+            fraction of the free room: (0, 1) is anywhere inside the image, (0.5, 0.5) the centre.
+        rotation: degrees, 0 to 180, by which an object is turned at most, either way. Half of them
+            are mirrored.
+        brightness: range, in [0.05, 2], of the factor on an object's colours.
+        hue: degrees, 0 to 180, by which an object's hue is turned at most, either way.
+        leaves, noise: share of the backgrounds that are dead leaves and 1/f noise; the rest are
+            photographs.
+        zoom: range of photograph pixels per image pixel of the background, at least 1; limited by
+            the photograph's size.
+        contrast: range, in [0, 1], of the factor on the background's deviation from its mean
+            colour.
+        distractors: least and most pieces (ellipses and rectangles) of other backgrounds of the
+            split that are pasted below the objects.
+        occluders: least and most such pieces above the objects. One that would hide more than half
+            of what is to be seen of an object is left out.
+        photographs: names from `photographs.PHOTOGRAPHS` to use instead of all of the split.
 
     Attributes:
-      class_names: names of the classes by label.
-      num_classes: how many.
-      held_out_names: those that no training scene shows.
+        class_names: names of the classes by label.
+        num_classes: how many.
+        held_out_names: those that no training scene shows.
 
     Raises:
-      ValueError: an option out of its range, an unknown name, a damaged file.
-      FileNotFoundError: the objects or a photograph are missing.
+        ValueError: an option out of its range, an unknown name, a damaged file.
+        FileNotFoundError: the objects or a photograph are missing.
     """
 
     split: str
@@ -214,9 +215,9 @@ class Scenes:
         """The objects of scene `index`, the lowest first.
 
         Returns:
-          `masks` bool[k, size, size], what is visible of each; `labels` int32[k]; `boxes`
-          int32[k, 4], the tight box of each mask as (left, top, right, bottom), the last two
-          exclusive. Objects that others hide wholly are left out.
+            `masks` bool[k, size, size], what is visible of each; `labels` int32[k]; `boxes`
+            int32[k, 4], the tight box of each mask as (left, top, right, bottom), the last two
+            exclusive. Objects that others hide wholly are left out.
         """
         _, masks, labels = self._compose(index)
         boxes = np.zeros((len(masks), 4), np.int32)
@@ -320,11 +321,11 @@ def paste(area: np.ndarray, sprite: np.ndarray) -> np.ndarray:
     """Lays a sprite over `area`, in place: area (1 - alpha) + colours.
 
     Args:
-      area: uint8[h, w, 3], written.
-      sprite: uint8[h, w, 4], colours times alpha and alpha (of 255).
+        area: uint8[h, w, 3], written.
+        sprite: uint8[h, w, 4], colours times alpha and alpha (of 255).
 
     Returns:
-      bool[h, w], where the sprite covers at least half of a pixel: its mask.
+        bool[h, w], where the sprite covers at least half of a pixel: its mask.
     """
     alpha = cv2.extractChannel(sprite, 3)
     through = cv2.cvtColor(255 - alpha, cv2.COLOR_GRAY2RGB)

@@ -26,9 +26,9 @@ def load(kind: str, split: str, number: int) -> np.ndarray:
     """A texture, a function of its arguments alone: uint8[SIDE, SIDE, 3], RGB, read-only.
 
     Args:
-      kind: "leaves" or "noise".
-      split: "train" or "val"; their textures and palettes have nothing in common.
-      number: 0 to COUNT - 1.
+        kind: "leaves" or "noise".
+        split: "train" or "val"; their textures and palettes have nothing in common.
+        number: 0 to COUNT - 1.
     """
     rng = randomness.generator(0, _STREAMS[split], KINDS.index(kind), number)
     texture = {"leaves": _leaves, "noise": _noise}[kind](rng, _palette(rng, split))

@@ -18,17 +18,17 @@ class TfdsSource:
     other of that form. TensorFlow is neither needed nor imported.
 
     Args:
-      dataset: TFDS name, as "cifar10", "name/config" or "name:1.0.0"; without a version the newest
-        that is prepared. Or the folder itself that holds `dataset_info.json`.
-      split: "train" or "val" (also "test").
-      data_dir: where the datasets lie; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      tfds_split: the split in TFDS's terms, slices included ("train[:90%]"); "": "train", or for
-        val the first there is of validation, val and test.
-      on_corrupt, max_megapixels: as of `folders.Folder`.
+        dataset: TFDS name, as "cifar10", "name/config" or "name:1.0.0"; without a version the
+            newest that is prepared. Or the folder itself that holds `dataset_info.json`.
+        split: "train" or "val" (also "test").
+        data_dir: where the datasets lie; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+        tfds_split: the split in TFDS's terms, slices included ("train[:90%]"); "": "train", or for
+            val the first there is of validation, val and test.
+        on_corrupt, max_megapixels: as of `folders.Folder`.
 
     Raises:
-      ValueError: nothing prepared there, or not as array_record, or without image and label, or no
-        such split; says how to prepare it.
+        ValueError: nothing prepared there, or not as array_record, or without image and label, or
+            no such split; says how to prepare it.
     """
 
     has_masks = False
@@ -44,9 +44,9 @@ class TfdsSource:
         max_megapixels: float = MAX_MEGAPIXELS,
     ):
         if split not in ("train", "val", "test"):
-            raise ValueError(f"split must be 'train' or 'val', got {split!r}.")
+            raise ValueError(f"split: expected 'train' or 'val', got {split!r}")
         if on_corrupt not in ("error", "skip"):
-            raise ValueError(f"on_corrupt must be 'error' or 'skip', got {on_corrupt!r}.")
+            raise ValueError(f"on_corrupt: expected 'error' or 'skip', got {on_corrupt!r}")
         self.dataset, self.on_corrupt = dataset, on_corrupt
         self.max_megapixels = max_megapixels
         self.folder = _find(dataset, data_dir)

@@ -25,15 +25,15 @@ class TrainTransform:
     """Crop, flip, RandAugment, in this order: what `train_iterator` takes as `transform`.
 
     Args:
-      size: side of the result, px.
-      crop: "random" (`random_resized_crop`), "centre" (`resize_centre_crop`, the recipe of CRATE's
-        ImageNet-21k training) or "none" (the images have one size already).
-      scale: least and most area of the random crop, as a fraction of the image's.
-      resize: short side before the centre crop, px.
-      flip: mirror half of the images.
-      randaugment_layers: operations in a row; 0: none.
-      randaugment_magnitude: 0 to 10.
-      fast_jpeg: decode JPEGs for random crops faster and less exactly (`Encoded.decode`).
+        size: side of the result, px.
+        crop: "random" (`random_resized_crop`), "centre" (`resize_centre_crop`, the recipe of
+            CRATE's ImageNet-21k training) or "none" (the images have one size already).
+        scale: least and most area of the random crop, as a fraction of the image's.
+        resize: short side before the centre crop, px.
+        flip: mirror half of the images.
+        randaugment_layers: operations in a row; 0: none.
+        randaugment_magnitude: 0 to 10.
+        fast_jpeg: decode JPEGs for random crops faster and less exactly (`Encoded.decode`).
     """
 
     size: int
@@ -47,15 +47,15 @@ class TrainTransform:
 
     def __post_init__(self):
         if self.crop not in ("random", "centre", "none"):
-            raise ValueError(f"crop must be 'random', 'centre' or 'none', got {self.crop!r}.")
+            raise ValueError(f"crop: expected 'random', 'centre' or 'none', got {self.crop!r}")
         low, high = self.scale
         if not 0 < low <= high <= 1:
-            raise ValueError(f"scale must be a range within (0, 1], got {self.scale}.")
+            raise ValueError(f"scale: expected a range within (0, 1], got {self.scale}")
         if self.crop == "centre":
             _check_resize(self.size, self.resize, "bilinear")
         if not 0 <= self.randaugment_magnitude <= 10:
             raise ValueError(
-                f"randaugment_magnitude must be from 0 to 10, got {self.randaugment_magnitude}."
+                f"randaugment_magnitude: expected 0 to 10, got {self.randaugment_magnitude}"
             )
 
     def __call__(self, image: np.ndarray | Encoded, rng: np.random.Generator) -> np.ndarray:
@@ -109,7 +109,7 @@ def sample_crop(
     until the box fits, then the central box of the nearest aspect ratio.
 
     Returns:
-      (top, left, height, width) in pixels.
+        (top, left, height, width) in pixels.
     """
     for area, shape, down, right in rng.random((10, 4)).tolist():
         area = height * width * (scale[0] + area * (scale[1] - scale[0]))
@@ -142,7 +142,7 @@ def random_resized_crop(
     torchvision uses a triangle filter throughout.
 
     Returns:
-      uint8[size, size, 3].
+        uint8[size, size, 3].
     """
     height, width = image.size if isinstance(image, Encoded) else image.shape[:2]
     top, left, h, w = sample_crop(rng, height, width, scale, ratio)
@@ -167,16 +167,16 @@ def resize_centre_crop(
     published accuracies depend on them.
 
     Args:
-      image: uint8[h, w, 3], or an encoded image.
-      size: px.
-      resize: px, at least `size`.
-      resampling: "bilinear", "bicubic" or "lanczos".
+        image: uint8[h, w, 3], or an encoded image.
+        size: px.
+        resize: px, at least `size`.
+        resampling: "bilinear", "bicubic" or "lanczos".
 
     Returns:
-      uint8[size, size, 3].
+        uint8[size, size, 3].
 
     Raises:
-      ValueError: resize < size, or an unknown resampling.
+        ValueError: resize < size, or an unknown resampling.
     """
     _check_resize(size, resize, resampling)
     image = _pixels(image)
@@ -207,13 +207,13 @@ def rand_augment(
     relative to a constant, the number of pixels / 256 (196 at 224 px).
 
     Args:
-      image: uint8[h, w, 3].
-      rng: generator.
-      layers: operations in a row.
-      magnitude: 0 to 10.
+        image: uint8[h, w, 3].
+        rng: generator.
+        layers: operations in a row.
+        magnitude: 0 to 10.
 
     Returns:
-      uint8[h, w, 3].
+        uint8[h, w, 3].
     """
     picture = Image.fromarray(image)
     for _ in range(layers):
@@ -283,8 +283,8 @@ def _scaled(start: int, length: int, factor: float) -> tuple[int, int]:
 def _check_resize(size: int, resize: int, resampling: str) -> None:
     if resize < size:
         raise ValueError(
-            f"resize must be at least the size of the crop, got resize={resize} for a crop of "
+            f"resize: expected at least the size of the crop, got {resize} for a crop of "
             f"{size}; {round(size * 256 / 224)} keeps the usual ratio."
         )
     if resampling not in _RESAMPLING:
-        raise ValueError(f"resampling must be one of {sorted(_RESAMPLING)}, got {resampling!r}.")
+        raise ValueError(f"resampling: expected one of {sorted(_RESAMPLING)}, got {resampling!r}")

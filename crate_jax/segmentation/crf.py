@@ -74,12 +74,12 @@ def dense_crf(
     image, masks = np.asarray(image), np.asarray(masks, bool)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(
-            f"image must be uint8[height, width, 3], got {image.dtype}{list(image.shape)}. "
+            f"image: expected uint8[height, width, 3], got {image.dtype}{list(image.shape)}. "
             "Pass the RGB pixels before normalisation."
         )
     if masks.ndim != 3 or masks.shape[1:] != image.shape[:2]:
         raise ValueError(
-            f"masks must be bool[m, {image.shape[0]}, {image.shape[1]}] like the image, got "
+            f"masks: expected bool[m, {image.shape[0]}, {image.shape[1]}] like the image, got "
             f"{list(masks.shape)}. Upsample them to the image first (nearest)."
         )
     if not len(masks):

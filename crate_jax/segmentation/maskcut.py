@@ -118,8 +118,8 @@ def maskcut(
     if not np.isfinite(features).all():
         bad = int((~np.isfinite(features).all(axis=1)).sum())
         raise ValueError(
-            f"features must be finite, got NaN or infinity in {bad} of {len(features)} patches. "
-            "Check the weights and the normalisation of the image, or compute in float32."
+            f"features: expected finite values, got NaN or infinity in {bad} of {len(features)} "
+            "patches. Check the weights and the normalisation of the image, or compute in float32."
         )
     with _single_threaded_blas():
         return _cut_on_host(features, grid, tau, max_masks, corrected)
@@ -157,7 +157,7 @@ def maskcut_batch(
         ValueError: shapes that do not fit, tau outside [0, 1), unknown `where`.
     """
     if where not in (None, "host", "device"):
-        raise ValueError(f'where must be "host", "device" or None, got {where!r}.')
+        raise ValueError(f'where: expected "host", "device" or None, got {where!r}.')
     where = where or ("host" if jax.default_backend() == "cpu" else "device")
     features = _check(features, grid, tau, max_masks, ndim=3, keep_on_device=where == "device")
     if where == "host":
@@ -210,7 +210,7 @@ def full_resolution(
     height, width = size
     if height < 1 or width < 1 or patch_size < 1:
         raise ValueError(
-            f"size and patch_size must be positive, got size=({height}, {width}), "
+            f"size and patch_size: expected positive numbers, got size=({height}, {width}), "
             f"patch_size={patch_size}."
         )
     flat = masks.reshape(-1, *masks.shape[-2:]).astype(np.uint8) * 255
@@ -369,7 +369,7 @@ def _check(features, grid, tau, max_masks, ndim, keep_on_device=False):
     wanted = "[patches, channels]" if ndim == 2 else "[batch, patches, channels]"
     if len(shape) != ndim or 0 in shape:
         raise ValueError(
-            f"features must be f{wanted} and not empty, got shape {shape}. "
+            f"features: expected f{wanted}, not empty, got shape {shape}. "
             "Put all heads side by side and drop the [CLS] token."
         )
     try:
@@ -377,8 +377,8 @@ def _check(features, grid, tau, max_masks, ndim, keep_on_device=False):
         max_masks = operator.index(max_masks)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"grid must be two whole numbers (rows, columns) and max_masks one, got grid={grid!r}, "
-            f"max_masks={max_masks!r}."
+            "expected a grid of two whole numbers (rows, columns) and max_masks of one, got "
+            f"grid={grid!r}, max_masks={max_masks!r}."
         ) from error
     n = shape[-2]
     if rows < 1 or columns < 1 or rows * columns != n:
@@ -387,12 +387,12 @@ def _check(features, grid, tau, max_masks, ndim, keep_on_device=False):
             "Pass grid=(rows, columns) of patches, and features without the [CLS] token."
         )
     if n < 3:
-        raise ValueError(f"a cut needs at least 3 patches, got {n}. Use a larger image.")
+        raise ValueError(f"expected at least 3 patches to cut, got {n}; use a larger image")
     if not 0 <= tau < 1:
         raise ValueError(
-            f"tau is a cosine threshold in [0, 1), got {tau}. (Below zero a painted patch would "
+            f"tau: expected a cosine in [0, 1), got {tau}. (Below zero a painted patch would "
             "be joined to every other.)"
         )
     if max_masks < 1:
-        raise ValueError(f"max_masks must be at least 1, got {max_masks}.")
+        raise ValueError(f"max_masks: expected at least 1, got {max_masks}.")
     return features if keep_on_device else np.asarray(features).astype(np.float32, copy=False)

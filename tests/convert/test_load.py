@@ -385,7 +385,7 @@ class TestFaults:
     def test_all_at_once(self, crate_state, write):
         state = crate_state()
         del state["cls_token"], state["transformer.layers.1.1.fn.weight"]
-        state["stranger"] = np.zeros(3, np.float32)
+        state["unknown"] = np.zeros(3, np.float32)
         state["mlp_head.0.bias"] = np.zeros(7, np.float32)
         state["mlp_head.1.bias"] = np.zeros(10, np.int32)
         for declared in ({}, {"heads": 3}):
@@ -393,7 +393,7 @@ class TestFaults:
                 crate_jax.load(write(state), **declared)
             text = str(raised.value)
             assert "2 missing: cls_token, transformer.layers.1.1.fn.weight" in text
-            assert "1 unexpected: stranger" in text
+            assert "1 unexpected: unknown" in text
             assert "1 misshaped: mlp_head.0.bias (expected (24,), got (7,))" in text
             assert "1 not floating-point: mlp_head.1.bias (int32)" in text
             assert ("heads: undeclared" in text) == (not declared)

@@ -147,7 +147,7 @@ def test_not_finite(bad):
         (np.ones((72, 4)), GRID, {"tau": -0.1}, r"\[0, 1\), got -0.1"),
         (np.ones((72, 4)), GRID, {"tau": 1.0}, r"\[0, 1\), got 1.0"),
         (np.ones((72, 4)), GRID, {"tau": np.nan}, r"\[0, 1\), got nan"),
-        (np.ones((72, 4)), GRID, {"max_masks": 0}, "max_masks must be at least 1"),
+        (np.ones((72, 4)), GRID, {"max_masks": 0}, "max_masks: expected at least 1"),
         (np.ones((2, 4)), (1, 2), {}, "at least 3 patches"),
         (np.ones((72, 4)), (-8, -9), {}, "grid"),
         (np.ones((72, 4)), 72, {}, r"two whole numbers \(rows, columns\).*got grid=72"),
