@@ -27,6 +27,7 @@ from crate_jax.checks import Key
 # The commands that users call, in the order in which they meet them, with what each does.
 COMMANDS = {
     "doctor": "Look at this machine and this installation, and say what to mend.",
+    "demo": "See what the network that ships attends to, without a training.",
     "main": "Train, or evaluate what was trained.",
     "keys": "List every config key with its default and its meaning.",
     "segment": "Segment images with what a network attends to.",

@@ -47,7 +47,7 @@ def resolve(path: str | os.PathLike) -> pathlib.Path:
 
 
 def run_of(path: str | os.PathLike) -> dict[str, Any]:
-    """The run that made a network, from the metadata of a file packed `--with-run`.
+    """The run that made a network: of its directory, or from a file packed `--with-run`.
 
     Returns:
         `config`, the run's, nested; `step`; `history`, lines as in metrics.jsonl; `scores`, the
@@ -57,6 +57,8 @@ def run_of(path: str | os.PathLike) -> dict[str, Any]:
         ValueError: the file has no record of its run.
     """
     file = resolve(path)
+    if steps := run_directory.complete_steps(file):
+        return run_directory.record(file, steps[-1])
     declaration = formats.read(file).declaration or {}
     run = declaration.get("run")
     if not isinstance(run, dict) or not {"config", "step", "history", "scores"} <= run.keys():

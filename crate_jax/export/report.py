@@ -38,6 +38,7 @@ def write_report(
     facts: Mapping[str, str] | None = None,
     environment: Mapping | None = None,
     reconstructions: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]] = (),
+    galleries: Sequence[Mapping] = (),
     keep: float = attention.PAPER_FRACTION,
 ) -> Path:
     """Writes the report of a run.
@@ -60,6 +61,7 @@ def write_report(
         facts: short things worth knowing, label to text, shown below the heading.
         environment: versions and devices.
         reconstructions: of masked autoencoding: (image, masked, prediction), uint8[h, w, 3] each.
+        galleries: further pictures: `title`, `note` and `items` as `write_gallery` takes them.
         keep: the part of mass and of area that the two rules keep, here and in `history`.
 
     Returns:
@@ -95,6 +97,7 @@ def write_report(
         images=f"{images:,.0f}" if images else "",
         chart_sections=chart_sections(measured),
         reconstructions=[_reconstruction(*pictures) for pictures in reconstructions],
+        galleries=[{**one, **_gallery(one["items"])} for one in galleries],
         explorer=_explored(examples, best, keep),
     )
 
@@ -130,14 +133,7 @@ def write_gallery(
         The path.
     """
     held = [_explorable(one["picture"], one["name"], one["packed"]) for one in explored]
-    shown = []
-    for item in items:
-        panels = [(caption, *_panel(picture)) for caption, picture in item["panels"]]
-        confidences = [float(value) for value in item.get("confidences") or ()]
-        note = item.get("note") or ""
-        name = item["name"]
-        shown.append({"name": name, "panels": panels, "confidences": confidences, "note": note})
-    panel_columns = max((len(item["panels"]) for item in shown), default=1)
+    gallery = _gallery(items)
     return write_page(
         path,
         "gallery.html",
@@ -145,11 +141,10 @@ def write_gallery(
         lede=lede,
         facts=facts,
         tables={"Settings": settings},
-        items=shown,
-        linked=any(not uri.startswith("data:") for item in shown for _, uri, _ in item["panels"]),
-        panel_columns=min(panel_columns, 4),
-        item_width=min(760, 210 * panel_columns),
-        explorer=explorer.contents(held, first_layer=first_layer, total=len(shown)),
+        gallery=gallery,
+        explorer=explorer.contents(
+            held, first_layer=first_layer, total=len(gallery["items_shown"])
+        ),
     )
 
 
@@ -166,6 +161,26 @@ def _explored(examples: Sequence[Mapping], best: int | None, keep: float) -> dic
 def _explorable(picture: np.ndarray | str, name: str, packed: Mapping) -> dict:
     photo, small = _panel(picture)
     return {"name": name, "photo": photo, "small": small, "packed": packed}
+
+
+def _gallery(items: Iterable[Mapping]) -> dict:
+    """What templates/items.html draws."""
+    shown = []
+    for item in items:
+        panels = [(caption, *_panel(picture)) for caption, picture in item["panels"]]
+        confidences = [float(value) for value in item.get("confidences") or ()]
+        note = item.get("note") or ""
+        name = item["name"]
+        shown.append({"name": name, "panels": panels, "confidences": confidences, "note": note})
+    panel_columns = max((len(item["panels"]) for item in shown), default=1)
+    return {
+        "items_shown": shown,
+        "linked": any(
+            not uri.startswith("data:") for item in shown for _, uri, _ in item["panels"]
+        ),
+        "panel_columns": min(panel_columns, 4),
+        "item_width": min(760, 210 * panel_columns),
+    }
 
 
 def _columns(heads: int, most: int) -> int:

@@ -30,6 +30,7 @@ INTERNAL = {
     "crate_jax.main",
     "crate_jax.probe",
     "crate_jax.score.__main__",
+    "crate_jax.demo.__main__",
     "crate_jax.segment.__main__",
     "crate_jax.convert.__main__",
     "crate_jax.convert.arguments",

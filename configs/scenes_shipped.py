@@ -1,0 +1,48 @@
+"""The network that ships, `crate_jax.load("scenes")`: 16 x 16 patches, all objects.
+
+    python -m crate_jax.main --config=configs/scenes_shipped.py --workdir=runs/scenes_shipped
+    python -m crate_jax.convert --source=runs/scenes_shipped --with-run \\
+        --target=crate_jax/convert/assets/scenes.safetensors
+
+64 x 64 px in patches of 4, width 192, 4 layers of 6 heads; a million scenes, each seen once. Many
+hours on two cores: stop it whenever you like and run the same command again, it goes on where it
+was. An accelerator takes larger batches (`:batch=256`, with the rates as they are). The second
+command packs what it has learned so far, also of a run that goes on; the digest that it prints is
+pinned in `crate_jax/convert/shipped.py`.
+
+As the quick start (`configs/scenes_tiny.py`), and longer: Muon for the matrices of the layers,
+AdamW for the rest. `:images=200000` makes it shorter, `:seed=1` another one.
+"""
+
+from crate_jax import config
+from crate_jax.data import objects
+
+
+def get_config(arg=None):
+    """The config; see the module's docstring for the arguments."""
+    a = config.arguments(arg, images=1_000_000, batch=32, seed=0)
+    classes = len(objects.table())
+    c = config.default()
+    c.seed = a.seed
+    c.batch_size = a.batch
+    c.steps = a.images // a.batch
+    size = {"image_size": 64, "patch_size": 4, "dim": 192, "heads": 6, "depth": 4}
+    c.model = config.model("crate-testing", **size, classes=classes, step_size=0.3)
+    c.label_smoothing = 0.1
+    c.log_every = "3200 examples"
+    c.evaluate_every = "50000 examples"
+    c.checkpoint_every = "10000 examples"
+
+    c.data.image_size = 64
+    c.data.scenes.train_length = a.images
+    c.data.scenes.classes = classes
+    c.evaluation.batch_size = 128
+
+    c.optimizer.name = "muon"
+    c.optimizer.muon_learning_rate = 0.02
+    c.optimizer.learning_rate = 1e-3
+    c.optimizer.b2 = 0.95
+    c.optimizer.weight_decay = 0.05
+    c.optimizer.clip_norm = 1.0
+    c.optimizer.warmup = "20000 examples"
+    return c

@@ -1,0 +1,1 @@
+"""`python -m crate_jax.demo`: a network that is trained, shown and scored, in a minute."""
