@@ -179,7 +179,7 @@ def _gallery(items: Iterable[Mapping]) -> dict:
             not uri.startswith("data:") for item in shown for _, uri, _ in item["panels"]
         ),
         "panel_columns": min(panel_columns, 4),
-        "item_width": min(760, 210 * panel_columns),
+        "item_width": min(520, 210 * panel_columns),
     }
 
 
