@@ -22,7 +22,7 @@ from flax import nnx
 from crate_jax.convert import checkpoints, weights
 from crate_jax.models import base, variants
 from crate_jax.models.base import ImageModelConfig
-from crate_jax.segmentation import attention, layerwise
+from crate_jax.segmentation import artifacts, attention, layerwise
 
 FEATURES = ("subspace", "tokens")
 _PROGRESS_EVERY = 5  # seconds
@@ -192,14 +192,61 @@ def patch_features(network: Network, layers: Sequence[int], kind: str = "subspac
     """
     if kind not in FEATURES:
         raise ValueError(f"features: expected one of {', '.join(FEATURES)}, got {kind!r}")
+    forward, _ = _forward(network, layers)
+    read = patch_arrays(network, kind)
+
+    def run(params, images):
+        _, out = forward(params, images)
+        return read(out)[0]
+
+    return run
+
+
+def patch_arrays(network: Network, kind: str) -> Callable:
+    """A model's capture -> (features f32[b, layers, n, d], [CLS] maps f32[b, layers, heads, n])."""
+    registers = network.config.registers
+
+    def read(out):
+        keys = out.get("key_unrotated", out["key"])
+        features = keys if kind == "subspace" else out["tokens"]
+        features = jnp.moveaxis(features[:, :, 1 + registers :], 0, 1)
+        maps = attention.layer_maps(out["query"], out["key"], registers)
+        return features.reshape(*features.shape[:3], -1), maps
+
+    return read
+
+
+def normalised_patches(network: Network) -> Callable:
+    """(params, images uint8[b, h, w, 3]) -> patches behind the last norm f32[b, n, d].
+
+    The norm is the network's own; of a CRATE that of its head; without either the tokens are as
+    the last layer gave them out.
+    """
+    registers, last = network.config.registers, (network.config.depth - 1,)
+
+    def run(params, images):
+        model = base.merge(network.definition, params)
+        _, out = model(model.preprocess(images), capture=last)
+        norm = getattr(model, "norm", None) or getattr(model, "head_norm", None)
+        patches = out["tokens"][0, :, 1 + registers :]
+        return patches if norm is None else norm(patches).astype(jnp.float32)
+
+    return run
+
+
+def norms_and_mass(network: Network, layers: Sequence[int]) -> Callable:
+    """(params, images uint8[b, h, w, 3]) -> (norms f32[b, layers, n], mass f32[b, layers, 2]).
+
+    See `artifacts.patch_norms` and `artifacts.attention_mass`.
+    """
     forward, registers = _forward(network, layers)
 
     def run(params, images):
         _, out = forward(params, images)
-        keys = out.get("key_unrotated", out["key"])
-        features = keys if kind == "subspace" else out["tokens"]
-        features = jnp.moveaxis(features[:, :, 1 + registers :], 0, 1)
-        return features.reshape(*features.shape[:3], -1)
+        return (
+            artifacts.patch_norms(out["tokens"], registers),
+            artifacts.attention_mass(out["query"], out["key"], registers),
+        )
 
     return run
 

@@ -1,15 +1,21 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Score what a network's attention and masks find on PASCAL VOC, COCO or composed scenes.
+"""Score what a network's attention, masks and features find, on public sets or composed scenes.
 
     python -m crate_jax.score --dataset=voc --root=VOCdevkit --checkpoint=RUN --out=SCORES
     python -m crate_jax.score --dataset=coco --root=COCO --checkpoint=dino.pth --heads=12 \\
         --pool=cls --out=SCORES --taus=0.1,0.15,0.2
     python -m crate_jax.score --dataset=scenes --checkpoint=RUN --out=SCORES --steps=all
+    python -m crate_jax.score --dataset=voc07 --root=VOCdevkit --checkpoint=dino.pth --heads=6 \\
+        --out=SCORES --task=corloc
 
-voc: [CLS] attention against the label maps. coco: MaskCut against the instances. scenes: both, and
-nothing to download. Writes OUT/scores.json and OUT/index.html and prints the tables; layers count
-from 0 in arguments and from 1 in tables and names. What is measured is kept in OUT/measured until
-all is done: run the same command again after a kill, and only the rest is measured.
+Tasks: attention, [CLS] maps against label maps (voc, hummingbird); maskcut, AP of instances (coco);
+corloc, boxes of TokenCut and LOST (voc07, voc12, coco20k); saliency (ecssd, duts, omron); knn,
+segmentation by the nearest patches of a training split (hummingbird); artifacts, norms of tokens
+(all). scenes: all of them, and nothing to download. Without --task all that the set allows.
+
+Writes OUT/scores.json and OUT/index.html and prints the tables; layers count from 0 in arguments
+and from 1 in tables and names. What is measured is kept in OUT/measured until all is done: run the
+same command again after a kill, and only the rest is measured.
 
 Exit status: 0 all scored; 1 some images could not be (0 with --on-error=skip); 2 wrong usage;
 130 stopped by Ctrl-C.
@@ -22,15 +28,26 @@ from collections.abc import Sequence
 
 from crate_jax import arguments, command_line
 from crate_jax.convert.arguments import declared
+from crate_jax.score import names
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.parser("python -m crate_jax.score", __doc__)
     add = parser.add_argument
-    add("--dataset", required=True, choices=("voc", "coco", "scenes"))
-    add("--root", metavar="DIR", help="of voc (VOCdevkit or VOC2012) or coco, as unpacked")
+    add("--dataset", required=True, choices=names.DATASETS)
+    add(
+        "--task",
+        type=arguments.numbers(_task, "tasks"),
+        metavar="LIST",
+        help=f"of {', '.join(names.TASKS)}; default: all that the dataset allows",
+    )
+    add("--root", metavar="DIR", help="of the dataset, as unpacked; docs/segmentation_and_scoring")
     arguments.add_results(add, "is counted in scores.json and left out")
-    add("--split", help="default: val of voc, val2017 of coco")
+    add(
+        "--split",
+        help="default: val of voc, val2017 of coco, trainval of voc07 and voc12; of "
+        "coco20k the file of the list",
+    )
     add("--limit", type=arguments.positive, metavar="N", help="only the first N images")
     add(
         "--objects",
@@ -64,6 +81,48 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--samples", type=arguments.positive, default=1000, help="bootstrap draws (default 1000)"
     )
+    group = parser.add_argument_group("object discovery and saliency")
+    group.add_argument(
+        "--discovery-tau",
+        type=arguments.tau,
+        default=0.2,
+        metavar="T",
+        help="TokenCut's cosine threshold (default 0.2)",
+    )
+    group.add_argument(
+        "--lost-k",
+        type=arguments.positive,
+        default=100,
+        metavar="K",
+        help="LOST's candidates (default 100)",
+    )
+    group.add_argument(
+        "--without-difficult",
+        action="store_true",
+        help="voc07, voc12: leave out difficult and truncated boxes, and images left without",
+    )
+    group = parser.add_argument_group("patch k-NN")
+    group.add_argument(
+        "--neighbours", type=arguments.positive, default=30, metavar="K", help="default 30"
+    )
+    group.add_argument(
+        "--memory",
+        type=arguments.positive,
+        default=102_400,
+        metavar="M",
+        help="most patches remembered (default 102400)",
+    )
+    group.add_argument(
+        "--memory-images", type=arguments.positive, metavar="N", help="only the first N to remember"
+    )
+    group = parser.add_argument_group("artifacts")
+    group.add_argument(
+        "--outliers",
+        type=_outliers,
+        default="median:3",
+        metavar="RULE",
+        help="which norms are outliers: fixed:150, median:3 (times it), valley (default median:3)",
+    )
     group = parser.add_argument_group("further passes")
     group.add_argument(
         "--noise", choices=("none", "paper"), default="none", help="repeat under the paper's noise"
@@ -78,6 +137,22 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--seed", type=int, default=0, help="of draws, scenes and random weights")
     arguments.add_checkpoint(parser)
     return parser
+
+
+def _task(text: str) -> str:
+    if text not in names.TASKS:
+        raise ValueError(text)
+    return text
+
+
+def _outliers(text: str) -> str:
+    from crate_jax.segmentation import artifacts
+
+    try:
+        artifacts.parse_rule(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def _layers(text: str):
@@ -112,12 +187,11 @@ def _score(args: argparse.Namespace) -> dict:
     cv2.utils.logging.setLogLevel(0)  # silent: what it says of damaged files stands in scores.json
     declarations = declared(args)
     steps = _of_run(args.checkpoint, args.steps)
-    if args.dataset == "voc":
-        data = datasets.VocLabels(args.root, args.split or "val", args.limit)
-    elif args.dataset == "coco":
-        data = datasets.CocoInstances(args.root, args.split or "val2017", args.limit)
+    data = None if args.dataset == "scenes" else _on_disk(args)
+    if data is not None:
+        _tasks(args, data)
     network = inference.load(args.checkpoint, **declarations)
-    if args.dataset == "scenes":
+    if data is None:
         side = max(network.config.image_size)
         data = datasets.SceneInstances(side, args.limit, args.objects, args.seed)
     passes = results.Passes(
@@ -128,12 +202,14 @@ def _score(args: argparse.Namespace) -> dict:
         seed=args.seed,
     )
     declarations.pop("step", None)
+    protocol = _protocol(args, network, data)
     return results.score(
         network,
         data,
-        _protocol(args, network, data),
+        protocol,
         passes,
         args.out,
+        tasks=_further(args, network, data, protocol),
         title=f"{network.config.family.upper()} on {args.dataset}",
         settings={
             "dataset": args.dataset,
@@ -153,11 +229,11 @@ def _protocol(args: argparse.Namespace, network, data):
     from crate_jax import inference
     from crate_jax.score import measuring
 
-    every = tuple(range(network.config.depth))
+    every, tasks = tuple(range(network.config.depth)), _tasks(args, data)
     return measuring.Protocol(
         size=inference.input_size(network.config, args.size),
-        attention_layers=_chosen(network, args.layers, every) if data.has_labels else (),
-        mask_layers=_chosen(network, args.layers, every[-1:]) if data.has_instances else (),
+        attention_layers=_chosen(network, args.layers, every) if "attention" in tasks else (),
+        mask_layers=_chosen(network, args.layers, every[-1:]) if "maskcut" in tasks else (),
         keep=args.keep,
         taus=args.taus,
         max_masks=args.max_masks,
@@ -166,6 +242,79 @@ def _protocol(args: argparse.Namespace, network, data):
         crf=args.crf,
         batch_size=args.batch_size,
     )
+
+
+def _on_disk(args: argparse.Namespace):
+    """The dataset of that name, whole, or an error that names what is missing."""
+    from crate_jax.score import datasets
+
+    name, root, split, limit = args.dataset, args.root, args.split, args.limit
+    if name == "voc":
+        return datasets.VocLabels(root, split or "val", limit)
+    if name == "coco":
+        return datasets.CocoInstances(root, split or "val2017", limit)
+    if name in names.BOXES:
+        return datasets.DiscoveryBoxes(name, root, split, limit, args.without_difficult)
+    if name in names.SALIENCY:
+        return datasets.SalientObjects(name, root, limit)
+    return datasets.VocMemory(root, limit, args.memory_images)
+
+
+def _tasks(args: argparse.Namespace, data) -> tuple[str, ...]:
+    """The tasks asked for, or all that the dataset allows."""
+    if refused := [task for task in args.task or () if task not in data.tasks]:
+        raise ValueError(
+            f"task: expected some of {', '.join(data.tasks)} on {args.dataset}, got "
+            f"{', '.join(refused)}"
+        )
+    return tuple(task for task in data.tasks if not args.task or task in args.task)
+
+
+def _further(args: argparse.Namespace, network, data, protocol) -> list:
+    """The tasks beside [CLS] attention and MaskCut."""
+    from crate_jax import inference
+    from crate_jax.score import artifacts, corloc, patch_knn, saliency
+
+    wanted, found = _tasks(args, data), []
+    draws = {"seed": args.seed}
+    discovered = {"features": args.features, "tau": args.discovery_tau}
+    if "corloc" in wanted:
+        found.append(
+            corloc.CorLoc(
+                network, data, args.dataset, protocol.size, k=args.lost_k, **discovered, **draws
+            )
+        )
+    if "saliency" in wanted:
+        found.append(
+            saliency.Saliency(
+                network,
+                data,
+                args.dataset,
+                protocol.size,
+                mask_tau=args.taus[0],
+                attention_layer=inference.layer_index(network.config, None, "attention"),
+                **discovered,
+                **draws,
+            )
+        )
+    shape = protocol.size, protocol.batch_size
+    if "knn" in wanted:
+        found.append(
+            patch_knn.PatchKNN(
+                network,
+                data,
+                *shape,
+                entries=args.memory,
+                k=args.neighbours,
+                samples=args.samples,
+                say=command_line.say,
+                **draws,
+            )
+        )
+    if "artifacts" in wanted:
+        layers = _chosen(network, args.layers, tuple(range(network.config.depth)))
+        found.append(artifacts.Artifacts(network, layers, *shape, rule=args.outliers, **draws))
+    return found
 
 
 def _chosen(network, layers, default) -> tuple[int, ...]:

@@ -8,11 +8,14 @@ import numpy as np
 
 from crate_jax.data import images
 from crate_jax.data.coco import COCO
+from crate_jax.data.coco20k import LIST, COCO20k
+from crate_jax.data.saliency_sets import SaliencySet
 from crate_jax.data.scenes import Scenes
 from crate_jax.data.voc import VOC
+from crate_jax.data.voc_boxes import Boxes, VOCBoxes
+from crate_jax.data.voc_patches import CLASSES, VOCPatches
 from crate_jax.export.coco import encode_mask
-
-NAMES = ("voc", "coco", "scenes")
+from crate_jax.score.names import TASKS
 
 
 class Unusable(ValueError):
@@ -24,13 +27,17 @@ class Dataset(Protocol):
 
     Attributes:
         names: of the examples, in order.
-        has_labels: whether `labels` exists: [CLS] attention is scored.
-        has_instances: whether `ground_truth` exists: masks are scored.
+        tasks: what can be scored on it: attention and knn need `labels`, maskcut `image_id` and
+            `ground_truth`, corloc `boxes` and `box_settings`, saliency `salient`, knn also
+            `classes`, `memory`, `read_memory` and `labels_of_memory`.
+        own_sizes: whether the images' sizes mean something; else all are resized to the input.
+        notes: what is unusual of the files, in lines.
     """
 
     names: Sequence[str]
-    has_labels: bool
-    has_instances: bool
+    tasks: Sequence[str]
+    own_sizes: bool
+    notes: Sequence[str]
 
     def read(self, name: str) -> np.ndarray:
         """The image uint8[height, width, 3]; raises `Unusable`."""
@@ -44,11 +51,17 @@ class Dataset(Protocol):
     def ground_truth(self, names: Sequence[str]) -> Mapping[str, Any]:
         """A COCO dictionary of these images."""
 
+    def boxes(self, name: str) -> np.ndarray:
+        """Boxes of the objects f64[k, 4] as pixel edges: left, top, right, bottom."""
+
+    def salient(self, name: str) -> np.ndarray:
+        """Mask of the salient object, uint8[height, width]; raises `Unusable`."""
+
 
 class VocLabels:
     """PASCAL VOC's semantic label maps (`data.voc.VOC`)."""
 
-    has_labels, has_instances = True, False
+    tasks, own_sizes, notes = ("attention", "artifacts"), True, ()
 
     def __init__(self, root: str | os.PathLike, split: str, limit: int | None):
         self._voc = VOC(root, split)
@@ -73,7 +86,7 @@ class VocLabels:
 class CocoInstances:
     """COCO's annotated instances (`data.coco.COCO`)."""
 
-    has_labels, has_instances = False, True
+    tasks, own_sizes, notes = ("maskcut", "artifacts"), True, ()
 
     def __init__(self, root: str | os.PathLike, split: str, limit: int | None):
         self._coco = COCO(root, split, limit)
@@ -110,13 +123,19 @@ class SceneInstances:
         seed: of the composition.
     """
 
-    has_labels, has_instances = True, True
+    tasks, own_sizes, notes = TASKS, False, ()
+    box_settings: Mapping[str, Any] = {}
 
     def __init__(self, image_size: int, limit: int | None, objects: tuple[int, int], seed: int = 0):
         self._scenes = Scenes(
             "val", image_size=image_size, length=limit or 500, objects=objects, seed=seed
         )
         self.names = [str(index) for index in range(len(self._scenes))]
+        self._train = Scenes(
+            "train", image_size=image_size, length=len(self.names), objects=objects, seed=seed
+        )
+        self.classes = 1 + self._scenes.num_classes
+        self.memory = self.names
 
     def read(self, name: str) -> np.ndarray:
         """The scene."""
@@ -124,11 +143,23 @@ class SceneInstances:
 
     def labels(self, name: str) -> np.ndarray:
         """1 + the object's class where one is visible, 0 elsewhere."""
-        found = self._scenes.instances(int(name))
-        labels = np.zeros(found["masks"].shape[1:], np.uint8)
-        for mask, label in zip(found["masks"], found["labels"], strict=True):
-            labels[mask] = label + 1
-        return labels
+        return _label_map(self._scenes.instances(int(name)))
+
+    def boxes(self, name: str) -> np.ndarray:
+        """The tight box of what is visible of each object."""
+        return self._scenes.instances(int(name))["boxes"].astype(np.float64)
+
+    def salient(self, name: str) -> np.ndarray:
+        """All objects, 255."""
+        return (self.labels(name) > 0).astype(np.uint8) * 255
+
+    def read_memory(self, name: str) -> np.ndarray:
+        """A scene of the training split."""
+        return self._train[int(name)]["image"]
+
+    def labels_of_memory(self, name: str) -> np.ndarray:
+        """Its label map."""
+        return _label_map(self._train.instances(int(name)))
 
     def image_id(self, name: str) -> int:
         """One more than the scene's index."""
@@ -152,6 +183,126 @@ class SceneInstances:
                 )
         listed = [{"id": self.image_id(n), "height": side, "width": side} for n in names]
         return {"images": listed, "annotations": annotations}
+
+
+def _label_map(found: Mapping[str, np.ndarray]) -> np.ndarray:
+    labels = np.zeros(found["masks"].shape[1:], np.uint8)
+    for mask, label in zip(found["masks"], found["labels"], strict=True):
+        labels[mask] = label + 1
+    return labels
+
+
+class DiscoveryBoxes:
+    """VOC07, VOC12 (trainval, of the detection list) or COCO20k: boxes of every object.
+
+    Args:
+        name: "voc07", "voc12" or "coco20k".
+        root: see `data.voc_boxes.VOCBoxes` and `data.coco20k.COCO20k`.
+        split: of VOC, the list; of COCO20k the list's file; None for the published ones.
+        limit: only the first so many.
+        without_difficult: leave out VOC's difficult and truncated boxes, and images left without.
+    """
+
+    tasks, own_sizes = ("corloc", "artifacts"), True
+
+    def __init__(
+        self,
+        name: str,
+        root: str | os.PathLike,
+        split: str | None,
+        limit: int | None,
+        without_difficult: bool = False,
+    ):
+        if name == "coco20k":
+            self._data = COCO20k(root, split or LIST)
+        else:
+            self._data = VOCBoxes(root, {"voc07": 2007, "voc12": 2012}[name], split or "trainval")
+        self.names, self.notes = self._data.names[:limit], self._data.notes
+        self._without_difficult = without_difficult
+        self.box_settings = {"without_difficult": without_difficult}
+
+    def read(self, name: str) -> np.ndarray:
+        """The photograph, in the frame of its annotation."""
+        pixels, size = _read(self._data.image_path(name)), self._annotated(name).size
+        if size is not None and 0 not in size and pixels.shape[:2] != size:
+            raise Unusable(f"the image is {pixels.shape[:2]}, its annotation says {size}")
+        return pixels
+
+    def boxes(self, name: str) -> np.ndarray:
+        """The boxes that count."""
+        found = self._annotated(name)
+        left_out = (found.difficult | found.truncated) & self._without_difficult
+        return found.boxes[~left_out]
+
+    def _annotated(self, name: str) -> Boxes:
+        try:
+            return self._data.boxes(name)
+        except ValueError as error:
+            raise Unusable(str(error)) from error
+
+
+class SalientObjects:
+    """ECSSD, DUTS-TE or DUT-OMRON (`data.saliency_sets.SaliencySet`)."""
+
+    tasks, own_sizes = ("saliency", "artifacts"), True
+
+    def __init__(self, name: str, root: str | os.PathLike, limit: int | None):
+        self._data = SaliencySet(name, root)
+        self.names, self.notes = self._data.names[:limit], self._data.notes
+
+    def read(self, name: str) -> np.ndarray:
+        """The photograph, of its mask's size."""
+        pixels, truth = _read(self._data.image_path(name)), self.salient(name)
+        if truth.shape != pixels.shape[:2]:
+            raise Unusable(f"the image is {pixels.shape[:2]}, its mask {truth.shape}")
+        return pixels
+
+    def salient(self, name: str) -> np.ndarray:
+        """The mask, 8-bit grey."""
+        try:
+            return self._data.mask(name)
+        except ValueError as error:
+            raise Unusable(str(error)) from error
+
+
+class VocMemory:
+    """VOC's val beside its augmented training split (`data.voc_patches.VOCPatches`)."""
+
+    tasks, own_sizes = ("knn", "attention", "artifacts"), True
+    classes = CLASSES
+
+    def __init__(self, root: str | os.PathLike, limit: int | None, memory_limit: int | None):
+        self._data = VOCPatches(root)
+        self.names, self.notes = self._data.names["val"][:limit], self._data.notes
+        self.memory = self._data.names["trainaug"][:memory_limit]
+
+    def read(self, name: str) -> np.ndarray:
+        """A photograph of val."""
+        return self._of_size(name, self.labels(name))
+
+    def labels(self, name: str) -> np.ndarray:
+        """Its label map."""
+        return self._labels("val", name)
+
+    def read_memory(self, name: str) -> np.ndarray:
+        """A photograph of trainaug."""
+        return self._of_size(name, self.labels_of_memory(name))
+
+    def labels_of_memory(self, name: str) -> np.ndarray:
+        """Its label map."""
+        return self._labels("trainaug", name)
+
+    def _of_size(self, name: str, labels: np.ndarray) -> np.ndarray:
+        pixels = _read(self._data.image_path(name))
+        if labels.shape != pixels.shape[:2]:
+            raise Unusable(f"the image is {pixels.shape[:2]}, its label map {labels.shape}")
+        return pixels
+
+    def _labels(self, split: str, name: str) -> np.ndarray:
+        try:
+            return self._data.labels(split, name)
+        except ValueError as error:
+            raise Unusable(str(error)) from error
 
 
 def _read(path: os.PathLike) -> np.ndarray:

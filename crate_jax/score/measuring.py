@@ -17,6 +17,7 @@ from crate_jax.export import coco
 from crate_jax.files import write_atomically
 from crate_jax.score.datasets import Dataset, Unusable
 from crate_jax.score.measurements import Measurements
+from crate_jax.score.tasks import Example, Task
 from crate_jax.segment import methods
 from crate_jax.segmentation import emergence, noise
 from crate_jax.store import Store
@@ -58,16 +59,6 @@ class Protocol:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Example:
-    """A usable image of the dataset."""
-
-    name: str
-    pixels: np.ndarray  # uint8[height, width, 3], the network's input
-    size: tuple[int, int]  # its own
-    objects: emergence.Objects | None
-
-
-@dataclasses.dataclass(frozen=True)
 class _Failure:
     name: str
     reason: str
@@ -80,6 +71,7 @@ class Measurer:
         network: from `inference.load`.
         data: what to score on.
         protocol: how.
+        tasks: what to measure beside [CLS] attention and MaskCut.
         stop_at_failure: an unusable image is an error, else it is left out and counted.
         say: prints a line.
     """
@@ -89,12 +81,13 @@ class Measurer:
         network: inference.Network,
         data: Dataset,
         protocol: Protocol,
+        tasks: Sequence[Task] = (),
         *,
         stop_at_failure: bool = False,
         say: Callable[[str], None] = print,
     ):
         self.network, self.data, self.protocol, self.say = network, data, protocol, say
-        self.stop_at_failure = stop_at_failure
+        self.stop_at_failure, self.tasks = stop_at_failure, tuple(tasks)
         self.grid = inference.grid_of(network.config, protocol.size)
         shape = protocol.batch_size, protocol.size
         self._attention = self._features = None
@@ -106,10 +99,11 @@ class Measurer:
             self._features = inference.Batches(network, run, *shape)
 
     @property
-    def memory(self) -> inference.Batches:
-        """The program that needs the most memory."""
-        programs = [p for p in (self._attention, self._features) if p is not None]
-        return max(programs, key=lambda program: program.memory or 0)
+    def memory(self) -> inference.Batches | None:
+        """The program that needs the most memory; None where none has one size of input."""
+        own = [program for task in self.tasks for program in task.programs]
+        programs = [p for p in (self._attention, self._features, *own) if p is not None]
+        return max(programs, key=lambda program: program.memory or 0, default=None)
 
     @property
     def _span(self) -> int:
@@ -192,9 +186,7 @@ class Measurer:
         items, length = list(enumerate(names, start)), self.protocol.batch_size
         return [items[at : at + length] for at in range(0, len(items), length)]
 
-    def _read(
-        self, item: tuple[int, str], noisy: tuple[float, float] | None
-    ) -> "_Example | _Failure":
+    def _read(self, item: tuple[int, str], noisy: tuple[float, float] | None) -> Example | _Failure:
         index, name = item
         try:
             picture = self.data.read(name)
@@ -205,15 +197,15 @@ class Measurer:
         if noisy is not None:
             pixels = noise.add_noise(pixels, *noisy, seed=(0, index))
         objects = None if labels is None else emergence.objects_of_labels(labels, self.grid)
-        return _Example(name, pixels, picture.shape[:2], objects)
+        return Example(name, pixels, picture, objects)
 
-    def _measure(self, examples: list["_Example | _Failure"], params: Any) -> Measurements:
+    def _measure(self, examples: list[Example | _Failure], params: Any) -> Measurements:
         """What a batch shows."""
         found = self.protocol.nothing()
         pixels = np.zeros((self.protocol.batch_size, *self.protocol.size, 3), np.uint8)
-        usable: dict[int, _Example] = {}
+        usable: dict[int, Example] = {}
         for row, example in enumerate(examples):
-            if isinstance(example, _Example):
+            if isinstance(example, Example):
                 usable[row], pixels[row] = example, example.pixels
             elif self.stop_at_failure:
                 raise ValueError(
@@ -233,10 +225,12 @@ class Measurer:
             for place, layer in enumerate(self.protocol.mask_layers):
                 for tau in self.protocol.taus:
                     found.masks[layer, tau] = self._cut(features[:, place], tau, usable)
+        for task in self.tasks if usable else ():
+            found.add_rows(task(list(usable.values()), params))
         return found
 
     def _cut(
-        self, features: jax.Array, tau: float, usable: Mapping[int, _Example]
+        self, features: jax.Array, tau: float, usable: Mapping[int, Example]
     ) -> list[list[dict]]:
         """MaskCut's masks of a batch at the images' own sizes, as COCO results."""
         p, patch_size = self.protocol, self.network.config.patch_size
@@ -253,7 +247,7 @@ class Measurer:
 
 
 @contextlib.contextmanager
-def _named(example: _Example) -> Iterator[None]:
+def _named(example: Example) -> Iterator[None]:
     """Around what a network's output must be finite for."""
     try:
         yield

@@ -8,6 +8,7 @@ from crate_jax.export.charts import Line, line_chart
 from crate_jax.export.tables import Cell, Table, cell, layer_tables, rule_names
 from crate_jax.score.measurements import Measurements
 from crate_jax.score.measuring import Protocol
+from crate_jax.score.tasks import Task
 from crate_jax.segmentation.emergence import Estimate
 
 Estimates = Mapping[str, Estimate]
@@ -26,15 +27,18 @@ def mask_prefix(layer: int, tau: float) -> str:
 def score_tables(
     main: Estimates,
     protocol: Protocol,
+    tasks: Sequence[Task],
     trained: Measurements,
     noisy: Mapping[str, Estimates],
     steps: Mapping[str, Estimates],
 ) -> list[Table]:
-    """All tables of a network's scores: layers, masks, and the series over noise and over steps."""
-    names = headline(main, protocol)
+    """All tables of a network's scores: layers, masks, tasks, and series over noise and steps."""
+    names = headline(main, protocol, tasks)
     tables = layer_tables(main, protocol.keep)
     if protocol.mask_layers:
         tables.append(mask_table(main, protocol, trained))
+    for task in tasks:
+        tables += task.tables(main)
     if noisy:
         tables.append(
             series_table(
@@ -85,7 +89,9 @@ def series_table(
     return Table(title, note, [heading, *names.values()], rows)
 
 
-def headline(estimates: Estimates, protocol: Protocol) -> dict[str, str]:
+def headline(
+    estimates: Estimates, protocol: Protocol, tasks: Sequence[Task] = ()
+) -> dict[str, str]:
     """The scores by which conditions are compared, name to heading.
 
     For each rule the best head at the layer that scores highest; AP at the last layer measured and
@@ -103,14 +109,21 @@ def headline(estimates: Estimates, protocol: Protocol) -> dict[str, str]:
         prefix = mask_prefix(protocol.mask_layers[-1], tau)
         names |= {f"{prefix}/{kind}/AP": f"{kind} AP" for kind in ("box", "mask")}
         names |= {f"{prefix}/{kind}/AP50": f"{kind} AP50" for kind in ("box", "mask")}
+    for task in tasks:
+        names |= {name: title for name, title in task.headline.items() if name in estimates}
     return names
 
 
-def charts(estimates: Estimates, protocol: Protocol, steps: Mapping[str, Estimates]) -> list[dict]:
+def charts(
+    estimates: Estimates,
+    protocol: Protocol,
+    tasks: Sequence[Task],
+    steps: Mapping[str, Estimates],
+) -> list[dict]:
     """IoU and AP against the layer, AP against tau, and the headline scores against steps."""
     drawn = [*_attention_charts(estimates, protocol), *_mask_charts(estimates, protocol)]
     if len(steps) > 1:
-        for name, heading in headline(estimates, protocol).items():
+        for name, heading in headline(estimates, protocol, tasks).items():
             x = [int(step) for step in steps]
             line = _line("trained", x, [found.get(name) for found in steps.values()])
             drawn.append(_chart(f"{heading} over steps", "A run's checkpoints.", [line], "step"))

@@ -18,6 +18,7 @@ from crate_jax.score import page
 from crate_jax.score.datasets import Dataset
 from crate_jax.score.measurements import Measurements
 from crate_jax.score.measuring import Measurer, Protocol
+from crate_jax.score.tasks import Task
 from crate_jax.segmentation import emergence, noise, scoring
 from crate_jax.segmentation.emergence import Estimate
 from crate_jax.store import Store, listing
@@ -32,7 +33,7 @@ class Passes:
     """Which passes to make beside the network's own.
 
     Attributes:
-        untrained: the same network with random weights (attention only).
+        untrained: the same network with random weights (not for MaskCut).
         noise: (standard deviation, part of pixels) settings of the paper's noise.
         steps: of the run that the checkpoint is; each is a network of the series.
         samples: bootstrap draws of an AP; of the others there are always 10,000.
@@ -53,6 +54,7 @@ def score(
     passes: Passes,
     out: str | os.PathLike,
     *,
+    tasks: Sequence[Task] = (),
     title: str,
     settings: Mapping[str, Any],
     load_step: Callable[[int], inference.Network] | None = None,
@@ -70,6 +72,7 @@ def score(
         protocol: how.
         passes: what else to measure.
         out: the folder of results.
+        tasks: what to measure beside [CLS] attention and MaskCut.
         title: of the page.
         settings: what the caller was asked for, recorded with the rest.
         load_step: a step -> the network of that checkpoint; needed with `passes.steps`.
@@ -83,15 +86,23 @@ def score(
         ValueError: `out` holds results of other settings or of something else, or another process
             is at work there; no image could be used; or the network gives NaN or infinity.
     """
-    settings = {**settings, **_settings(network, data, protocol, passes)}
+    settings = {
+        **settings,
+        **_settings(network, data, protocol, passes),
+        **({"tasks": {task.name: task.settings for task in tasks}} if tasks else {}),
+    }
     with Store(out, settings, covering=("scores.json", "index.html")) as store:
-        measurer = Measurer(network, data, protocol, stop_at_failure=stop_at_failure, say=say)
+        measurer = Measurer(
+            network, data, protocol, tasks, stop_at_failure=stop_at_failure, say=say
+        )
         _say_input(measurer, say)
         scores = _Scores(measurer, passes, store)
         result = scores.measure(load_step)
         content = json.dumps(result, indent=1, allow_nan=False) + "\n"
         write_atomically(store.out / "scores.json", content)
-        shown = page.score_tables(scores.main, protocol, scores.trained, scores.noisy, scores.steps)
+        shown = page.score_tables(
+            scores.main, protocol, tasks, scores.trained, scores.noisy, scores.steps
+        )
         tables.print_tables(shown, width=160)
         counts = {name: n for name, n in result["counts"].items() if isinstance(n, int)}
         write_page(
@@ -102,7 +113,7 @@ def score(
             facts={name.replace("_", " "): str(count) for name, count in counts.items()},
             tables={"Settings": store.settings},
             score_tables=shown,
-            charts=page.charts(scores.main, protocol, scores.steps),
+            charts=page.charts(scores.main, protocol, tasks, scores.steps),
         )
         store.remove(scores.kept)
     _say_result(result["counts"], store.out, say)
@@ -144,7 +155,7 @@ class _Scores:
         """All passes; returns what stands in scores.json."""
         network, passes = self.measurer.network, self.passes
         self.trained, random = self._pass("trained"), None
-        if passes.untrained and self.measurer.protocol.attention_layers:
+        if passes.untrained and (self.measurer.protocol.attention_layers or self.measurer.tasks):
             random = self._pass("random", inference.random_weights(network, passes.seed))
         self.main = self._estimates(self.trained, random)
         for sd, part in passes.noise:
@@ -178,6 +189,9 @@ class _Scores:
             found |= mask_estimates(
                 measured, self.measurer.data, samples=self.passes.samples, seed=self.passes.seed
             )
+        rows = None if random is None else random.columns
+        for task in self.measurer.tasks:
+            found |= task.estimates(measured.used, measured.columns, rows)
         return found
 
     def _counts(self) -> dict[str, Any]:
@@ -231,7 +245,10 @@ def _say_input(measurer: Measurer, say: Callable[[str], None]) -> None:
         f"input     {protocol.size[0]} x {protocol.size[1]} px in patches of "
         f"{network.config.patch_size}: {rows} x {columns} = {rows * columns} patches"
     )
-    say(inference.memory_line(measurer.memory, protocol.batch_size))
+    for note in measurer.data.notes:
+        say(f"data      {note}")
+    if measurer.memory is not None:
+        say(inference.memory_line(measurer.memory, protocol.batch_size))
 
 
 def _say_result(counts: Mapping[str, Any], out: pathlib.Path, say: Callable[[str], None]) -> None:

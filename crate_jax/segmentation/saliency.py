@@ -30,6 +30,13 @@ from crate_jax.segmentation.emergence import Estimate, with_intervals
 
 THRESHOLDS = np.arange(255) / 255
 CODES = ("tokencut", "selfmask", "found")
+_HARD = ("iou", "accuracy", "f_0.5")
+_SOFT = ("mae", "f_adaptive", "s_measure")
+VALUES = tuple(
+    f"{code}/{name}" for code in CODES for name in (*_HARD, *(_SOFT if code != "tokencut" else ()))
+)
+"""Names of the values of an image, in this order."""
+
 _BETA2 = {"tokencut": 0.3, "selfmask": 0.3**2, "found": 0.3**2}
 _SMALL = 1e-7
 
@@ -39,8 +46,9 @@ class Saliency:
     """What was measured of one image.
 
     Attributes:
-        values: by name, CODE/iou, CODE/accuracy, CODE/f_0.5; of selfmask and found also CODE/mae,
-            CODE/f_adaptive and CODE/s_measure. tokencut/iou is NaN where both masks are empty.
+        values: by name, `VALUES`: CODE/iou, CODE/accuracy, CODE/f_0.5; of selfmask and found also
+            CODE/mae, CODE/f_adaptive and CODE/s_measure. tokencut/iou is NaN where both masks are
+            empty.
         precision: f64[255] by code, at each of `THRESHOLDS`.
         recall: f64[255] by code.
         f: f64[255] by code.

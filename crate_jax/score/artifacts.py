@@ -1,0 +1,136 @@
+"""`score --task=artifacts`: norms of patch tokens by layer, outliers, attention beside patches."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from crate_jax import inference
+from crate_jax.export.tables import Cell, Table, cell
+from crate_jax.score.tasks import Columns, Example, Row, check_finite
+from crate_jax.segmentation import artifacts, emergence
+from crate_jax.segmentation.emergence import Estimate, layer_name
+
+_QUANTILES = {q: f"q{100 * q:g}" for q in artifacts.QUANTILES}
+
+
+class Artifacts:
+    """Norms of the patch tokens after each layer, before any final norm, and where [CLS] looks.
+
+    Args:
+        network: from `inference.load`.
+        layers: indices.
+        size: (height, width) of the network's input.
+        batch_size: images at once.
+        rule: which norms are outliers, as `artifacts.cutoff` has it.
+        samples: bootstrap draws.
+        seed: of the draws.
+    """
+
+    name = "artifacts"
+    headline: Mapping[str, str] = {}
+
+    def __init__(
+        self,
+        network: inference.Network,
+        layers: tuple[int, ...],
+        size: tuple[int, int],
+        batch_size: int,
+        *,
+        rule: str = artifacts.DEFAULT_RULE,
+        samples: int = 10_000,
+        seed: int = 0,
+    ):
+        artifacts.parse_rule(rule)
+        self.layers, self.rule, self.samples, self.seed = layers, rule, samples, seed
+        self.registers = network.config.registers
+        run = inference.norms_and_mass(network, layers)
+        self._run = inference.Batches(network, run, batch_size, size)
+        self.programs = (self._run,)
+        self.settings = {"outliers": rule, "layers": list(layers), "registers": self.registers}
+
+    def __call__(self, examples: Sequence[Example], params: Any) -> list[Row]:
+        """artifacts/norms f32[layers, n] and artifacts/mass f32[layers, 2]."""
+        pixels = np.zeros(self._run.shape, np.uint8)
+        for row, example in enumerate(examples):
+            pixels[row] = example.pixels
+        norms, mass = jax.device_get(self._run(pixels, params))
+        for row, example in enumerate(examples):
+            check_finite(example, norms[row], mass[row])
+        return [
+            {"artifacts/norms": norms[row], "artifacts/mass": mass[row]}
+            for row in range(len(examples))
+        ]
+
+    def estimates(
+        self, used: Sequence[str], columns: Columns, random: Columns | None
+    ) -> dict[str, Estimate]:
+        """artifacts/NAME/layerNN and artifacts_random/NAME/layerNN.
+
+        NAME: outliers, cutoff, qQ (quantiles), cls_mass, register_mass. The share of outliers and
+        the masses are means over images; the cut-off and the quantiles are of all tokens together,
+        without interval. A cut-off that does not exist (no valley) is NaN, and the share then 0.
+        """
+        found: dict[str, Estimate] = {}
+        for kind, values in (("", columns), ("_random", random)):
+            if values is None:
+                continue
+            norms = np.array(values["artifacts/norms"])
+            mass = np.array(values["artifacts/mass"])
+            rows = {}
+            for place, layer in enumerate(self.layers):
+                end, own = layer_name(layer), norms[:, place]
+                cut = artifacts.cutoff(own, self.rule)
+                rows[f"artifacts{kind}/outliers/{end}"] = (own > cut).mean(axis=1)
+                rows[f"artifacts{kind}/cls_mass/{end}"] = mass[:, place, 0]
+                if self.registers:
+                    rows[f"artifacts{kind}/register_mass/{end}"] = mass[:, place, 1]
+                pooled = {"cutoff": cut if np.isfinite(cut) else np.nan}
+                pooled |= {name: np.quantile(own, q) for q, name in _QUANTILES.items()}
+                for name, value in pooled.items():
+                    found[f"artifacts{kind}/{name}/{end}"] = Estimate(
+                        float(value), float("nan"), float("nan")
+                    )
+            found |= emergence.with_intervals(rows, samples=self.samples, seed=self.seed)
+        return found
+
+    def tables(self, estimates: Mapping[str, Estimate]) -> list[Table]:
+        """One row a layer."""
+        shares = {"outliers": "outliers, %", "cls_mass": "attention on [CLS], %"}
+        if self.registers:
+            shares["register_mass"] = "on registers, %"
+        rows = []
+        for layer in self.layers:
+            end = layer_name(layer)
+            numbers = [
+                cell(estimates[f"artifacts/{name}/{end}"])
+                for name in ("q50", "q99", "q100", "cutoff")
+            ]
+            parts = [cell(estimates[f"artifacts/{name}/{end}"], percent=True) for name in shares]
+            random = cell(
+                estimates.get(f"artifacts_random/outliers/{end}"), percent=True, control=True
+            )
+            rows.append([Cell(str(layer + 1)), *numbers, *parts, random])
+        return [
+            Table(
+                "Norms of patch tokens, by layer",
+                f"Before any final LayerNorm. Outliers: {_said(self.rule)}. Attention: of the "
+                "[CLS] row over all tokens, mean over heads.",
+                [
+                    *("layer", "median norm", "99 %", "largest", "cut-off"),
+                    *shares.values(),
+                    "outliers, random weights, %",
+                ],
+                rows,
+            )
+        ]
+
+
+def _said(rule: str) -> str:
+    kind, number = artifacts.parse_rule(rule)
+    if kind == "fixed":
+        return f"norm above {number:g} (fixed)"
+    if kind == "median":
+        return f"norm above {number:g} times the layer's median"
+    return "norm above the valley of the layer's histogram"

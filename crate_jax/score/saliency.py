@@ -1,0 +1,216 @@
+"""`score --task=saliency`: masks of the salient object, by both public metric codes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from crate_jax import inference
+from crate_jax.export.tables import Cell, Table, cell
+from crate_jax.score.tasks import (
+    Columns,
+    Example,
+    OwnSize,
+    Row,
+    check_finite,
+    nearest_multiple,
+    resized,
+)
+from crate_jax.segmentation import attention, discovery, maskcut, saliency, scoring
+from crate_jax.segmentation.emergence import Estimate
+
+PREDICTORS = {
+    "tokencut": "TokenCut",
+    "maskcut": "MaskCut, first mask",
+    "attention": "[CLS] attention",
+}
+_BASELINES = {"all_ones": "the whole image", "centre_box": "a centred box"}
+_SHOWN = {
+    "tokencut": ("max_f_of_set", "max_f_of_image", "iou", "accuracy"),
+    "selfmask": ("max_f_of_set", "max_f_of_image", "iou", "accuracy", "mae", "s_measure"),
+    "found": ("max_f_of_set", "max_f_of_image", "iou", "accuracy", "mae", "s_measure"),
+}
+_TITLES = {
+    "max_f_of_set": "max F, one threshold",
+    "max_f_of_image": "max F, per image",
+    "iou": "IoU",
+    "accuracy": "accuracy",
+    "mae": "MAE",
+    "s_measure": "S-measure",
+}
+_CODES = {
+    "tokencut": "TokenCut's code (F with 0.3; any nonzero pixel is the object)",
+    "selfmask": "SelfMask's code (F with 0.09; any nonzero pixel is the object; soft MAE)",
+    "found": "FOUND's code (F with 0.09; the object is 255; MAE of the mask)",
+}
+PUBLISHED = {
+    "ecssd": "80.3 / 71.2 / 91.8",
+    "duts": "67.2 / 57.6 / 90.3",
+    "omron": "60.0 / 53.3 / 88.0",
+}
+
+
+class Saliency:
+    """TokenCut's mask, MaskCut's first and the mean head's [CLS] attention against masks.
+
+    Protocol (docs/protocols.md section 8): the image at the nearest whole number of patches (a set
+    without sizes of its own: at the network's input), masks brought to the image's size by nearest
+    neighbour and scored there; attention scaled to [0, 255] between its least and largest value.
+
+    Args:
+        network: from `inference.load`.
+        data: with `salient`.
+        dataset: its name, for the published controls.
+        size: (height, width) of the network's input, where the set has no sizes of its own.
+        features: "subspace" or "tokens".
+        tau: TokenCut's.
+        mask_tau: MaskCut's.
+        attention_layer: of the maps.
+        samples: bootstrap draws.
+        seed: of the draws.
+    """
+
+    name, programs = "saliency", ()
+    headline: Mapping[str, str] = {"saliency/tokencut/tokencut/max_f_of_set": "max F, TokenCut"}
+
+    def __init__(
+        self,
+        network: inference.Network,
+        data: Any,
+        dataset: str,
+        size: tuple[int, int],
+        *,
+        features: str = "subspace",
+        tau: float = discovery.PAPER_TAU,
+        mask_tau: float = 0.15,
+        attention_layer: int,
+        samples: int = 10_000,
+        seed: int = 0,
+    ):
+        self.data, self.dataset, self.size = data, dataset, size
+        self.tau, self.mask_tau, self.samples, self.seed = tau, mask_tau, samples, seed
+        self._patch, last = network.config.patch_size, network.config.depth - 1
+        self._features = OwnSize(network, last, features)
+        self._maps = (
+            self._features
+            if attention_layer == last
+            else OwnSize(network, attention_layer, features)
+        )
+        self.settings = {
+            "tau": tau,
+            "maskcut_tau": mask_tau,
+            "features": features,
+            "layer": last,
+            "attention_layer": attention_layer,
+            "attention": "mean over heads",
+            "input": "nearest multiple of the patch" if data.own_sizes else list(size),
+        }
+
+    def __call__(self, examples: Sequence[Example], params: Any) -> list[Row]:
+        """saliency/values f64[predictors, values] and saliency/f f32[predictors, codes, 255]."""
+        inputs = [self._input(example) for example in examples]
+        features = self._features(inputs, params)
+        maps = features if self._maps is self._features else self._maps(inputs, params)
+        rows = []
+        for example, (of_last, _, grid), (_, heads, _) in zip(
+            examples, features, maps, strict=True
+        ):
+            check_finite(example, of_last, heads)
+            truth = self.data.salient(example.name)
+            found = [
+                saliency.measure(prediction, truth)
+                for prediction in self._predictions(of_last, heads, grid, example.size)
+            ]
+            rows.append(
+                {
+                    "saliency/values": np.array(
+                        [[one.values[n] for n in saliency.VALUES] for one in found]
+                    ),
+                    "saliency/f": np.array(
+                        [[one.f[code] for code in saliency.CODES] for one in found], np.float32
+                    ),
+                }
+            )
+        return rows
+
+    def _input(self, example: Example) -> np.ndarray:
+        if not self.data.own_sizes:
+            return example.pixels
+        return resized(example.picture, nearest_multiple(example.size, self._patch))
+
+    def _predictions(self, features, heads, grid, size) -> list[np.ndarray]:
+        """Of each predictor and baseline uint8[height, width] at the image's own size."""
+        mean = heads.mean(axis=0)
+        span = mean.max() - mean.min()
+        scaled = (mean - mean.min()) / span if span > 0 else np.zeros_like(mean)
+        cells = [
+            discovery.tokencut(features, grid, self.tau).mask.ravel() * 255,
+            maskcut.maskcut(features, grid, self.mask_tau, 1).masks[0].ravel() * 255,
+            np.rint(scaled * 255),
+        ]
+        rows, columns = (attention.cell_of_pixel(c, p) for c, p in zip(grid, size, strict=True))
+        masks = [c.reshape(grid)[rows][:, columns].astype(np.uint8) for c in cells]
+        whole = np.full(size, 255, np.uint8)
+        return [*masks, whole, scoring.centre_box(size) * whole]
+
+    def estimates(
+        self, used: Sequence[str], columns: Columns, random: Columns | None
+    ) -> dict[str, Estimate]:
+        """saliency/PREDICTOR/CODE/NAME, and saliency_random/ of the three methods."""
+        found = {}
+        for kind, values in (("", columns), ("_random", random)):
+            if values is None:
+                continue
+            predictors = [*PREDICTORS, *(_BASELINES if not kind else ())]
+            for place, predictor in enumerate(predictors):
+                images = [
+                    _image(value[place], f[place])
+                    for value, f in zip(
+                        values["saliency/values"], values["saliency/f"], strict=True
+                    )
+                ]
+                scores = saliency.estimates(images, samples=self.samples, seed=self.seed)
+                found |= {f"saliency{kind}/{predictor}/{n}": e for n, e in scores.items()}
+        return found
+
+    def tables(self, estimates: Mapping[str, Estimate]) -> list[Table]:
+        """A table for each code."""
+        tables = []
+        for code, names in _SHOWN.items():
+            rows = []
+            for kind, titles in (("", PREDICTORS), ("_random", PREDICTORS), ("", _BASELINES)):
+                for predictor, title in titles.items():
+                    stem = f"saliency{kind}/{predictor}/{code}"
+                    if f"{stem}/max_f_of_set" not in estimates:
+                        continue
+                    control = bool(kind) or titles is _BASELINES
+                    cells = [
+                        cell(estimates.get(f"{stem}/{n}"), percent=n != "mae", control=control)
+                        for n in names
+                    ]
+                    label = f"{title}, random weights" if kind else title
+                    rows.append([Cell(label), *cells])
+            tables.append(
+                Table(
+                    f"Saliency by {_CODES[code]}",
+                    self._note(code),
+                    ["prediction", *(_TITLES[n] for n in names)],
+                    rows,
+                )
+            )
+        return tables
+
+    def _note(self, code: str) -> str:
+        note = "Per cent but for MAE."
+        if code == "tokencut" and self.dataset in PUBLISHED:
+            note += (
+                " Published, TokenCut of DINO ViT-S/16 without bilateral solver, max F / IoU / "
+                f"accuracy: {PUBLISHED[self.dataset]}."
+            )
+        return note
+
+
+def _image(values: np.ndarray, f: np.ndarray) -> saliency.Saliency:
+    curves = dict(zip(saliency.CODES, f.astype(np.float64), strict=True))
+    named = dict(zip(saliency.VALUES, map(float, values), strict=True))
+    return saliency.Saliency(named, {}, {}, curves)

@@ -1,0 +1,151 @@
+"""What a task of `score` is: rows of numbers of each image, and the scores that they give."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crate_jax import inference
+from crate_jax.data import images
+from crate_jax.export.tables import Table
+from crate_jax.models import base
+from crate_jax.segmentation import emergence
+from crate_jax.segmentation.emergence import Estimate
+
+Row = dict[str, np.ndarray]
+"""What a task keeps of an image, by name; of all images of a set in the same shapes."""
+
+Columns = Mapping[str, Sequence[np.ndarray]]
+"""The rows of all images that were used, in their order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A usable image of the dataset.
+
+    Attributes:
+        name: in the dataset.
+        pixels: uint8[height, width, 3], the network's input.
+        picture: uint8[height, width, 3], as it was read.
+        objects: for [CLS] attention; None where that is not scored.
+    """
+
+    name: str
+    pixels: np.ndarray
+    picture: np.ndarray
+    objects: emergence.Objects | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the image itself."""
+        return self.picture.shape[0], self.picture.shape[1]
+
+
+class Task(Protocol):
+    """A measure of images that `score` can make beside [CLS] attention and MaskCut.
+
+    Attributes:
+        name: one of `names.TASKS`.
+        settings: what its scores depend on, JSON-able.
+        programs: of a fixed size of input, that it runs.
+        headline: names of the scores by which conditions are compared, to their headings.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    programs: Sequence[inference.Batches]
+    headline: Mapping[str, str]
+
+    def __call__(self, examples: Sequence[Example], params: Any) -> list[Row]:
+        """Measures some images; names of rows begin with the task's."""
+
+    def estimates(
+        self, used: Sequence[str], columns: Columns, random: Columns | None
+    ) -> dict[str, Estimate]:
+        """The scores by name; `random`: of the same images by the network with random weights."""
+
+    def tables(self, estimates: Mapping[str, Estimate]) -> list[Table]:
+        """The scores as tables."""
+
+
+class OwnSize:
+    """Features and [CLS] maps of one layer, of images at sizes of their own.
+
+    A program is compiled for every size of input that is met. Images of one size that come
+    together are computed together.
+
+    Args:
+        network: from `inference.load`.
+        layer: index in [0, depth).
+        kind: of the features: "subspace" (a ViT's keys) or "tokens".
+    """
+
+    def __init__(self, network: inference.Network, layer: int, kind: str):
+        self._params, self._patch = network.params, network.config.patch_size
+        self._run = jax.jit(_own_size(network, layer, kind))
+
+    def __call__(
+        self, inputs: Sequence[np.ndarray], params: Any
+    ) -> list[tuple[np.ndarray, np.ndarray, tuple[int, int]]]:
+        """(features f32[n, d], maps f32[heads, n], grid) of each uint8[height, width, 3].
+
+        An input that patches do not divide is padded at the bottom and the right by zeros, which
+        stand behind the normalisation.
+        """
+        p = self._patch
+        grids = [tuple(-(-side // p) for side in one.shape[:2]) for one in inputs]
+        together = len(set(grids)) == 1
+        groups = [range(len(inputs))] if together else [[place] for place in range(len(inputs))]
+        found = []
+        for group in groups:
+            rows, columns = grids[group[0]]
+            padded = np.zeros((len(group), rows * p, columns * p, 3), np.uint8)
+            for row, place in enumerate(group):
+                height, width = inputs[place].shape[:2]
+                padded[row, :height, :width] = inputs[place]
+            sizes = np.array([inputs[place].shape[:2] for place in group], np.int32)
+            with jax.default_matmul_precision("highest"):
+                out = self._run(self._params if params is None else params, padded, sizes)
+            features, maps = jax.device_get(out)
+            found += [
+                (one, map_, (rows, columns)) for one, map_ in zip(features, maps, strict=True)
+            ]
+        return found
+
+
+def _own_size(network, layer, kind):
+    read = inference.patch_arrays(network, kind)
+
+    def run(params, pixels, sizes):
+        model = base.merge(network.definition, params)
+        rows = jnp.arange(pixels.shape[1])[None, :, None] < sizes[:, 0, None, None]
+        columns = jnp.arange(pixels.shape[2])[None, None] < sizes[:, 1, None, None]
+        inside = (rows & columns)[..., None]
+        _, out = model(jnp.where(inside, model.preprocess(pixels), 0), capture=(layer,))
+        features, maps = read(out)
+        return features[:, 0], maps[:, 0]
+
+    return run
+
+
+def check_finite(example: Example, *arrays: np.ndarray) -> None:
+    """Raises ValueError where a network's output for an image is no number."""
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError(
+            f"{example.name}: features: expected finite numbers, got NaN or infinity; check the "
+            "weights"
+        )
+
+
+def nearest_multiple(size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Each side rounded to the nearest multiple of the patch, at least two patches."""
+    height, width = (max(int(side / patch_size + 0.5), 2) * patch_size for side in size)
+    return height, width
+
+
+def resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The picture at another size, by LANCZOS."""
+    return images.resize(picture, size)
