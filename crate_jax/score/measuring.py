@@ -123,6 +123,8 @@ class Measurer:
         label: str,
         network: inference.Network | None = None,
         noisy: tuple[float, float] | None = None,
+        *,
+        masks: bool = True,
     ) -> Measurements:
         """Scores every example once.
 
@@ -133,6 +135,7 @@ class Measurer:
             network: whose weights take the place of the compiled network's.
             noisy: (standard deviation of 255, part of the pixels) of the paper's noise, added to
                 the network's input; the same draws for every network.
+            masks: run MaskCut too, where the protocol has it.
 
         Raises:
             ValueError: an unusable example where that stops, no usable one, or a network whose
@@ -160,7 +163,7 @@ class Measurer:
             for start, group in groups.items():
                 part = self._kept(paths[start], group)
                 for _, examples in itertools.islice(reading, len(missing[start])):
-                    part.extend(self._measure(examples, params))
+                    part.extend(self._measure(examples, params, masks))
                     if not part.failed:
                         write_atomically(paths[start], part.to_bytes())
                     progress.add(len(examples))
@@ -196,10 +199,14 @@ class Measurer:
         pixels = images.resize(picture, self.protocol.size)
         if noisy is not None:
             pixels = noise.add_noise(pixels, *noisy, seed=(0, index))
+            if self.tasks and self.data.own_sizes:
+                picture = noise.add_noise(picture, *noisy, seed=(0, index))
         objects = None if labels is None else emergence.objects_of_labels(labels, self.grid)
         return Example(name, pixels, picture, objects)
 
-    def _measure(self, examples: list[Example | _Failure], params: Any) -> Measurements:
+    def _measure(
+        self, examples: list[Example | _Failure], params: Any, masks: bool
+    ) -> Measurements:
         """What a batch shows."""
         found = self.protocol.nothing()
         pixels = np.zeros((self.protocol.batch_size, *self.protocol.size, 3), np.uint8)
@@ -220,7 +227,7 @@ class Measurer:
                 arrays = (out[name][row] for name in ("coding_rate", "sparsity"))
                 with _named(example):
                     found.attention.add(out["maps"][row], example.objects, *arrays)
-        if usable and self._features:
+        if usable and self._features and masks:
             features = self._features(pixels, params)
             for place, layer in enumerate(self.protocol.mask_layers):
                 for tau in self.protocol.taus:

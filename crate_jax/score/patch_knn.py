@@ -14,6 +14,7 @@ from crate_jax.segmentation import attention, patch_knn
 from crate_jax.segmentation.emergence import Estimate
 
 PAPER_MEMORY = 1024 * 100
+_NAMES = ("miou_identity", "miou_matched")
 
 
 class PatchKNN:
@@ -129,18 +130,15 @@ class PatchKNN:
             if values is None:
                 continue
             counts = np.array(values["knn/confusion"], np.int64)
-            draws = np.random.default_rng(self.seed)
-            drawn = draws.multinomial(
-                len(counts), np.full(len(counts), 1 / len(counts)), size=self.samples
-            )
-            flat = counts.reshape(len(counts), -1).astype(np.float64)
-            sums = [(row @ flat).reshape(counts.shape[1:]).astype(np.int64) for row in drawn]
-            for name, matched in (("miou_identity", False), ("miou_matched", True)):
-                value = patch_knn.miou(counts.sum(axis=0), matched=matched)
-                ends = np.percentile(
-                    [patch_knn.miou(one, matched=matched) for one in sums], [2.5, 97.5]
-                )
-                found[f"knn{kind}/{name}"] = Estimate(value, *map(float, ends))
+            rng, images = np.random.default_rng(self.seed), len(counts)
+            drawn = []
+            for _ in range(self.samples):
+                times = rng.multinomial(images, np.full(images, 1 / images))
+                drawn.append(_both(np.einsum("i,icd->cd", times, counts)))
+            ends = np.percentile(drawn, [2.5, 97.5], axis=0)
+            for place, value in enumerate(_both(counts.sum(axis=0))):
+                low, high = map(float, ends[:, place])
+                found[f"knn{kind}/{_NAMES[place]}"] = Estimate(value, low, high)
         return found
 
     def tables(self, estimates: Mapping[str, Estimate]) -> list[Table]:
@@ -148,10 +146,9 @@ class PatchKNN:
         rows = []
         for kind, title in (("", "trained"), ("_random", "random weights")):
             if f"knn{kind}/miou_identity" in estimates:
-                names = ("miou_identity", "miou_matched")
                 cells = [
                     cell(estimates[f"knn{kind}/{n}"], percent=True, control=bool(kind))
-                    for n in names
+                    for n in _NAMES
                 ]
                 rows.append([Cell(title), *cells])
         return [
@@ -164,6 +161,10 @@ class PatchKNN:
                 rows,
             )
         ]
+
+
+def _both(counts: np.ndarray) -> list[float]:
+    return [patch_knn.miou(counts, matched=matched) for matched in (False, True)]
 
 
 def _nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -156,7 +156,8 @@ class _Scores:
         network, passes = self.measurer.network, self.passes
         self.trained, random = self._pass("trained"), None
         if passes.untrained and (self.measurer.protocol.attention_layers or self.measurer.tasks):
-            random = self._pass("random", inference.random_weights(network, passes.seed))
+            weights = inference.random_weights(network, passes.seed)
+            random = self._pass("random", weights, masks=False)
         self.main = self._estimates(self.trained, random)
         for sd, part in passes.noise:
             measured = self._pass(f"noise-{sd:g}-{part:g}", noisy=(sd, part))
@@ -172,9 +173,9 @@ class _Scores:
             "steps": {step: _plain(found) for step, found in self.steps.items()},
         }
 
-    def _pass(self, label: str, network=None, noisy=None) -> Measurements:
+    def _pass(self, label: str, network=None, **how: Any) -> Measurements:
         self.kept += self.measurer.record_paths(self.store, label).values()
-        return self.measurer(self.store, label, network, noisy)
+        return self.measurer(self.store, label, network, **how)
 
     def _estimates(
         self, measured: Measurements, random: Measurements | None = None

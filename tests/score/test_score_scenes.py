@@ -15,6 +15,8 @@ from crate_jax.score.__main__ import main as score
 from crate_jax.score.datasets import SceneInstances
 from crate_jax.training.checkpoint import Checkpoints
 
+TWO = "--task=attention,maskcut"  # without the others, which test_score_tasks.py tries
+
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
@@ -34,7 +36,7 @@ def workdir(tmp_path_factory):
 def scored(workdir, tmp_path_factory):
     out = tmp_path_factory.mktemp("scores")
     argv = ["--dataset=scenes", f"--checkpoint={workdir}", f"--out={out}", "--limit=5"]
-    argv += ["--steps=all", "--noise=paper", "--samples=10", "--layers=-1", "--size=32"]
+    argv += ["--steps=all", "--noise=paper", "--samples=10", "--layers=-1", "--size=32", TWO]
     assert score(argv) == 0
     return out, json.loads((out / "scores.json").read_text())
 
@@ -65,13 +67,15 @@ def killed_after(monkeypatch):
     return at
 
 
-@pytest.mark.parametrize("together", [1, 2, 16])
+@pytest.mark.parametrize(
+    ("together", "tasks"), [(1, TWO), (2, "--task=corloc,saliency,knn,artifacts"), (16, TWO)]
+)
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
-    together, workdir, tmp_path, capsys, killed_after, monkeypatch
+    together, tasks, workdir, tmp_path, capsys, killed_after, monkeypatch
 ):
     def run(out, *extra):
         argv = ["--dataset=scenes", f"--checkpoint={workdir}", f"--out={tmp_path / out}"]
-        argv += ["--limit=6", "--batch-size=2", "--samples=10", "--size=32", *extra]
+        argv += ["--limit=6", "--batch-size=2", "--samples=10", "--size=32", tasks, *extra]
         return score(argv)
 
     monkeypatch.setattr(measuring, "_TOGETHER", together)
@@ -106,7 +110,7 @@ def test_the_batch_size_changes_nothing_but_rounding(workdir, tmp_path):
     for size in (1, 2, 5):
         out = tmp_path / f"{size}"
         argv = ["--dataset=scenes", f"--checkpoint={workdir}", f"--out={out}", "--limit=5"]
-        argv += [f"--batch-size={size}", "--samples=10", "--size=32", "--no-random"]
+        argv += [f"--batch-size={size}", "--samples=10", "--size=32", "--no-random", TWO]
         assert score(argv) == 0
         found.append(json.loads((out / "scores.json").read_text())["scores"])
     for scores in found[1:]:
@@ -119,7 +123,7 @@ def test_the_batch_size_changes_nothing_but_rounding(workdir, tmp_path):
 def test_other_settings_are_refused_with_the_difference(workdir, tmp_path, capsys):
     def run(*extra):
         argv = ["--dataset=scenes", f"--checkpoint={workdir}", f"--out={tmp_path}", "--limit=2"]
-        argv += ["--batch-size=1", "--samples=10", "--size=32", "--layers=-1", "--no-random"]
+        argv += ["--batch-size=1", "--samples=10", "--size=32", "--layers=-1", "--no-random", TWO]
         return score([*argv, *extra])
 
     assert run() == 0
@@ -151,14 +155,14 @@ def test_what_is_not_ours_stays(workdir, tmp_path, capsys):
     assert f"got process {os.getpid()} on" in capsys.readouterr().err
     (tmp_path / "measured").mkdir()
     (tmp_path / "measured" / "00000000.npz").write_text("mine")
-    assert score([*argv, "--size=32", "--samples=10", "--no-random", "--layers=-1"]) == 0
+    assert score([*argv, "--size=32", "--samples=10", "--no-random", "--layers=-1", TWO]) == 0
     assert (tmp_path / "measured" / "00000000.npz").read_text() == "mine"
 
 
 def test_a_folder_whose_name_is_no_text(tiny, tmp_path, capsys):
     out = tmp_path / os.fsdecode(b"r\xe9sultats")
     argv = ["--dataset=scenes", f"--checkpoint={tiny}", f"--out={out}", "--limit=1"]
-    assert score([*argv, "--size=32", "--samples=10", "--no-random", "--layers=-1"]) == 0
+    assert score([*argv, "--size=32", "--samples=10", "--no-random", "--layers=-1", TWO]) == 0
     assert "scores.json" in capsys.readouterr().out
     assert (out / "index.html").is_file()
 
