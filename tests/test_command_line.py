@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 COMMANDS = [f"crate_jax.{name}" for name in command_line.COMMANDS] + [
     f"benchmarks.{path.stem}"
     for path in sorted((ROOT / "benchmarks").glob("*.py"))
-    if path.stem != "__init__"
+    if '\nif __name__ == "__main__":' in path.read_text()
 ]
 HEAVY = ("jax", "flax", "grain", "tensorflow", "torch", "orbax", "matplotlib", "scipy.io")
 
@@ -226,7 +226,7 @@ TYPED = [
     ("segment --method=", {"attention", "maskcut", "parts"}, set()),
     ("segment --method m", {"maskcut"}, {"attention"}),
     ("segment --checkpoint=", {"runs/", "weights.safetensors"}, {"weights.txt"}),
-    ("score --dataset=", {"voc", "coco", "scenes"}, set()),
+    ("score --dataset=", {"voc", "coco", "scenes", "coco20k", "ecssd", "hummingbird"}, set()),
     ("convert --source=", {"runs/", "weights.safetensors"}, {"weights.txt"}),
     ("convert --published=crate-de", {"crate-demo"}, set()),
     ("data.prepare ", {"imagenet", "folder"}, set()),

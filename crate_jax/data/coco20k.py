@@ -123,7 +123,5 @@ def _ids(listed: pathlib.Path) -> tuple[list[int], list[str]]:
     if len(ids) != COUNT:
         notes.append(f"COCO20k: {listed.name} lists {len(ids)} images, published are {COUNT}")
     if hashlib.sha256(text.encode()).hexdigest() != SORTED_IDS_SHA256:
-        notes.append(
-            f"COCO20k: {listed.name} is not the published list: figures are not comparable"
-        )
+        notes.append(f"COCO20k: {listed.name} is not the published list: scores are not comparable")
     return ids, notes

@@ -76,7 +76,7 @@ class SaliencySet:
         self.notes = []
         if len(self.names) != count:
             self.notes.append(
-                f"{title}: {len(self.names)} images, published are {count}: figures are not "
+                f"{title}: {len(self.names)} images, published are {count}: scores are not "
                 "comparable"
             )
 

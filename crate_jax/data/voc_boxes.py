@@ -74,7 +74,7 @@ class VOCBoxes:
         if split == "trainval" and len(self.names) != TRAINVAL[year]:
             self.notes.append(
                 f"{what}: {listed.name} lists {len(self.names)} images, published are "
-                f"{TRAINVAL[year]}: figures are not comparable"
+                f"{TRAINVAL[year]}: scores are not comparable"
             )
 
     def image_path(self, name: str) -> pathlib.Path:

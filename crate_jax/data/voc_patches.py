@@ -52,7 +52,7 @@ class VOCPatches:
             if len(names) != COUNTS[split]:
                 self.notes.append(
                     f"VOC: {split}.txt lists {len(names)} images, published are {COUNTS[split]}: "
-                    "figures are not comparable"
+                    "scores are not comparable"
                 )
 
     def image_path(self, name: str) -> pathlib.Path:

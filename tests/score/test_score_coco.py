@@ -69,6 +69,7 @@ def run(tiny, root, out, *extra):
     return score(
         [
             *("--dataset=coco", f"--root={root}", f"--checkpoint={tiny}", f"--out={out}"),
+            "--task=maskcut",
             *("--size=64", "--samples=20", *extra),
         ]
     )

@@ -67,6 +67,7 @@ def run(checkpoint, root, out, *extra):
     return score(
         [
             *("--dataset=voc", f"--root={root}", f"--checkpoint={checkpoint}", f"--out={out}"),
+            "--task=attention",
             *("--size=32", "--batch-size=2", "--no-random", *extra),
         ]
     )
@@ -132,7 +133,13 @@ def test_random_weights_and_gain(tiny, voc, tmp_path):
     assert run(tiny, voc, tmp_path / "out", "--seed=5", "--layers=-1", "--limit=2") == 0
     plain = json.loads((tmp_path / "out" / "scores.json").read_text())["scores"]
     assert not any("layer01" in name or "random" in name for name in plain)
-    argv = ["--dataset=voc", f"--root={voc}", f"--checkpoint={tiny}", f"--out={tmp_path / 'two'}"]
+    argv = [
+        "--dataset=voc",
+        "--task=attention",
+        f"--root={voc}",
+        f"--checkpoint={tiny}",
+        f"--out={tmp_path / 'two'}",
+    ]
     assert score([*argv, "--size=32", "--seed=5"]) == 0
     scores = json.loads((tmp_path / "two" / "scores.json").read_text())["scores"]
     value = {name: figure["value"] for name, figure in scores.items()}
