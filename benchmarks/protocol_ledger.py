@@ -16,7 +16,7 @@ from crate_jax import command_line
 def main() -> int:
     """Prints the table."""
     parser = command_line.parser("python -m benchmarks.protocol_ledger", __doc__)
-    parser.add_argument("--scenes", type=int, default=300, metavar="N", help="how many (300)")
+    parser.add_argument("--scenes", type=int, default=200, metavar="N", help="how many (200)")
     options = command_line.parse(parser)
     from benchmarks import metric_variants
 
