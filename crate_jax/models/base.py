@@ -226,7 +226,7 @@ def _unrolled(
 
 
 def _scanned(
-    layers: Sequence[nnx.Module], z: Tokens, captured: bool, remat: Remat
+    layers: Sequence[Any], z: Tokens, captured: bool, remat: Remat
 ) -> tuple[Tokens, dict[str, Array]]:
     """The same as a loop over one layer, with the parameters of all stacked."""
     definitions, states = zip(*map(nnx.split, layers), strict=True)

@@ -45,7 +45,7 @@ def attend(w: Heads) -> Heads:
 def _attend_whole(w: Heads) -> Heads:
     tokens = w.shape[1]
     padded = jnp.pad(w, ((0, 0), (0, -tokens % ROWS), (0, 0), (0, 0)))
-    out = _attend(padded.swapaxes(1, 2), tokens)
+    out: Array = _attend(padded.swapaxes(1, 2), tokens)
     return out.swapaxes(1, 2)[:, :tokens]
 
 

@@ -310,7 +310,7 @@ def test_loss_that_is_not_finite_names_step_and_batch(images, unharmed, tmp_path
 
     config = pictures.config(images, STEPS, log_every="3 steps")
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "make_step", make_poisoned)
+        patch.setattr(loop.program, "make_step", make_poisoned)
         with pytest.raises(FloatingPointError, match="not finite at step 6") as error:
             loop.train(config, tmp_path)
     assert "the last good checkpoint is step 4" in str(error.value)

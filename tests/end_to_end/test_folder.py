@@ -52,7 +52,7 @@ def test_trains_on_jpegs(trained):
 @pytest.mark.parametrize("root", ["", "nowhere"])
 def test_without_images_stops_before_compiling(tmp_path, monkeypatch, root):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loop, "make_step", None)  # nothing may get so far
+    monkeypatch.setattr(loop.program, "make", None)  # nothing may get so far
     with pytest.raises(ValueError) as error:
         loop.train(imagenet_b(root), tmp_path / "run")
     text = str(error.value)
