@@ -21,7 +21,7 @@ def load(path: str | os.PathLike, **declared: Any) -> "Transformer":
     Args:
         path: "scenes", the network that ships; a run's directory; or a file.
         **declared: what shapes do not tell: heads=, pool="cls"|"mean", image_size=int|(h, w),
-            lambd=, positions="size"|"dino"|"notebook", or published=NAME for all of it.
+            lambd=, positions="size"|"dino"|"antialias"|"notebook", or published=NAME for all of it.
 
     See `crate_jax.convert.checkpoints.load` for all of them and what is raised.
     """

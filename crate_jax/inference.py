@@ -97,7 +97,7 @@ def layer_index(config: ImageModelConfig, layer: int | None, method: str) -> int
     """The layer in [0, depth) that is analysed.
 
     None: where the papers look. [CLS] attention: the penultimate layer of a CRATE, the
-    last of a ViT (docs/protocols.md section 3: not like for like; `score` measures every layer).
+    last of a ViT or DINO (docs/protocols.md section 3: not like for like; `score` measures all).
     MaskCut and parts: the last.
 
     Args:
@@ -110,7 +110,8 @@ def layer_index(config: ImageModelConfig, layer: int | None, method: str) -> int
     """
     depth = config.depth
     if layer is None:
-        layer = depth - 2 if method == "attention" and config.family != "vit" else depth - 1
+        last_but_one = method == "attention" and config.family.startswith("crate")
+        layer = depth - 2 if last_but_one else depth - 1
         return max(layer, 0)
     if not -depth <= layer < depth:
         raise ValueError(

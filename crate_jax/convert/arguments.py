@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from crate_jax.convert.published import PUBLISHED
+from crate_jax.models.positions import RULES
 
 _NAMES = (
     *("heads", "pool", "image_size", "lambd", "step_size", "epsilon", "head_epsilon"),
@@ -70,7 +71,7 @@ def add_declarations(add: Callable) -> None:
     add("--nonlinearity", choices=("ista", "ista-soft-threshold"), help="CRATE, or CRATE-sth")
     add(
         "--positions",
-        choices=("size", "dino", "notebook"),
+        choices=RULES,
         help="how positions are resampled to another size",
     )
     add(

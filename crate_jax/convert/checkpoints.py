@@ -12,6 +12,7 @@ import numpy as np
 
 from crate_jax import _version
 from crate_jax.convert import (
+    beside,
     declare,
     formats,
     identify,
@@ -60,6 +61,7 @@ def read(
     path = shipped.resolve(path)
     options: dict[str, Any] = {name: declared.pop(name, None) for name in OPTIONS}
     options["assumed"] = assumed
+    path = beside.weights_of(path)
     if path.is_dir():
         checkpoint = _read_workdir(path, options, declared)
     else:
@@ -74,6 +76,8 @@ def read(
 def _read_file(path: pathlib.Path, options: dict, declared: dict) -> Checkpoint:
     found = identify.find(formats.read(path), options["entry"])
     try:
+        if found.layout.naming == "transformers":
+            beside.declare(found)
         checkpoint = _of_found(found, options, declared)
     except ValueError as error:
         text = str(error)
@@ -98,18 +102,22 @@ def _of_found(found: identify.Found, options: dict, declared: dict) -> Checkpoin
             f"{len(found.duplicates)} names twice once prefixes are stripped: "
             f"{listed(found.duplicates)}"
         )
-    inferred, warnings = identify.facts(found), []
+    inferred, warnings = identify.facts(found, declare.declared_size(found, declared)), []
     if found.family == "vit":
         inferred, warnings = _vit_pool(found, inferred, declared)
     settled = _settle(found, inferred, declared, options)
     file_config = _at_files_size(settled)
     weights.check(found.state, file_config, found.layout)
-    unused = found.layout.unused
+    unused = found.layout.unused(file_config)
     wanted = {*weights.expected(file_config, found.layout), *unused} & set(found.state)
     state = {name: formats.to_array(name, found.state[name]) for name in sorted(wanted)}
     params = weights.to_params(state, file_config, found.layout)
     carried = {name: state[name] for name in unused if name in state}
+    _check_constant(carried, unused)
     notes = []
+    if found.family == "dinov3":
+        stored = "as the file has them" if "rope_embed.periods" in found.state else "by the formula"
+        notes.append(f"rotary periods: {stored}")
     if settled.resized_from:
         params["positions"] = _resized(params["positions"], settled)
         carried.pop("pos_embed", None)
@@ -117,6 +125,20 @@ def _of_found(found: identify.Found, options: dict, declared: dict) -> Checkpoin
         notes.append(f"positions resampled from {rows} x {columns} patches")
     source = str(found.file.path)
     return Checkpoint(settled.config, params, settled.origin, source, carried, notes, warnings)
+
+
+def _check_constant(carried: Mapping[str, np.ndarray], unused: Mapping[str, Any]) -> None:
+    """Raises ValueError where a bias of DINOv3 is masked otherwise than is computed here."""
+    odd = [
+        name
+        for name, values in carried.items()
+        if name.endswith("bias_mask") and not np.array_equal(values, unused[name])
+    ]
+    if odd:
+        raise ValueError(
+            f"{listed(odd)}: expected ones, zeros for the key, ones; got other values (NaN where "
+            "the network was never initialised)"
+        )
 
 
 def _settle(found: identify.Found, inferred: dict, declared: Mapping, options: Mapping):
@@ -208,7 +230,9 @@ def _read_workdir(path: pathlib.Path, options: dict, declared: dict) -> Checkpoi
     notes = [f"step {step}"]
     if "positions" in given:
         config = dataclasses.replace(config, positions=given["positions"])
-    if "image_size" in given and config.positions != "notebook":
+    if "image_size" in given and "positions" not in flat:
+        config = dataclasses.replace(config, image_size=given["image_size"])
+    elif "image_size" in given and config.positions != "notebook":
         wanted = dataclasses.replace(config, image_size=given["image_size"])
         flat["positions"] = np.asarray(
             resize_positions(flat["positions"], config.grid, wanted.grid, config.positions)
@@ -224,17 +248,20 @@ def load(path: str | os.PathLike, **declared: Any) -> Transformer:
 
     Args:
         path: "scenes", the network that ships; the directory of a run of ours; or a file of CRATE,
-            CRATE-alpha, CRATE-MAE or a ViT in DINO's or timm's names: `.safetensors`, `.npz`
-            (CRATE-alpha's JAX names too), or, with the `torch` extra, `.pth`, `.pth.tar`.
+            CRATE-alpha, CRATE-MAE, a ViT in DINO's, DINOv2's, timm's or transformers' names, or a
+            DINOv3 in its authors' or transformers': `.safetensors` (or the index of its parts),
+            `.npz` (CRATE-alpha's JAX names too), or, with the `torch` extra, `.pth`, `.pth.tar`.
             Wrappers' prefixes, an optimiser beside the weights and the like are seen through. The
-            format is recognised by content.
+            format is recognised by content. config.json beside transformers' weights is read, and
+            their directory may be given.
         **declared: what tensor shapes do not tell, unless the file says it (those written by
             `python -m crate_jax.convert` to `.safetensors` and `.npz` do, and runs of ours):
             `heads` (always needed but for one head without output map and for flax files);
             `pool`, "cls" or "mean"; `image_size`, an int or (height, width): the grid of the file's
             positions where their number fits, else the size that they are resampled to;
-            `positions`, "size", "dino" or "notebook", the rule of resampling; `lambd` and the
-            other fields in `declare.DECLARABLE`, which else have the defaults of the authors' code.
+            `positions`, "size", "dino", "antialias" or "notebook", the rule of
+            resampling; `lambd` and the other fields in `declare.DECLARABLE`, which else have the
+            defaults of the authors' code.
             `published` names an entry of `published.PUBLISHED` that says them all. `entry` chooses
             among several networks in a file ("student"). `drop_head=True` leaves the head out.
             `step` chooses a step of a run.

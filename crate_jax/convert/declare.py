@@ -32,6 +32,7 @@ DECLARABLE = (
     "nonlinearity",
     "mlp_skip",
     "mask_ratio",
+    "rope_base",
     "mean",
     "std",
 )
@@ -48,6 +49,13 @@ class Declared:
     config: ImageModelConfig
     origin: dict[str, str]
     resized_from: tuple[int, int] | None = None  # (rows, columns) where positions were resampled
+
+
+def declared_size(found: Found, declared: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The image size that is declared of a file's positions, by the user or beside the weights."""
+    stored = (found.file.declaration or {}).get("config", {})
+    size = stored.get("image_size") or declared.get("image_size")
+    return None if size is None else plain("image_size", size)
 
 
 def check_names(declared: Mapping[str, Any], options: tuple[str, ...]) -> None:
@@ -92,13 +100,12 @@ def declare(
     )
     not_heads = inferred.pop("not_heads", None)
     values, origin = dict(inferred), dict.fromkeys(inferred, "inferred from shapes")
-    if "head_epsilon" in inferred:
-        origin["head_epsilon"] = _DEFAULT
+    origin |= dict.fromkeys({"head_epsilon", "epsilon", "positions"} & set(inferred), _DEFAULT)
     stored = (found.file.declaration or {}).get("config", {})
     assumed = {k: v for k, v in (assumed or {}).items() if k in fields}
     _settle_ratio(values, stored, assumed)
     source_size = None
-    sources = [("stored in the file", stored)]
+    sources = [(found.file.declared_in, stored)]
     if entry is not None:
         sources.append((f"published {entry}", _published(entry, values, found.family, problems)))
     sources.append(("declared", {k: v for k, v in declared.items() if v is not None}))
@@ -110,7 +117,7 @@ def declare(
                 problems.append(f"{name}: {found.family} has none, got {value!r}")
                 continue
             value = plain(name, value)
-            if name == "image_size" and source == "stored in the file":
+            if name == "image_size" and source == found.file.declared_in:
                 source_size = value
             contradicts = name in values and name not in _CHOICES and values[name] != value
             if contradicts and origin[name] != _DEFAULT:
@@ -168,7 +175,7 @@ def misfits(found: Found, inferred: Mapping[str, Any]) -> list[str]:
 
     Heads and the grid change no name and no shape (but one head, which they show), so any will do.
     """
-    patch, patches = inferred["patch_size"], inferred["patches"]
+    patch, patches = inferred["patch_size"], inferred["patches"] or 1
     stand_in: dict[str, Any] = {"image_size": (patch, patch * patches)}
     if "heads" not in inferred:
         stand_in["heads"] = inferred["inner"]  # heads of width 1, always a divisor
@@ -216,8 +223,8 @@ def plain(name: str, value: Any) -> Any:
 def _published(entry, values, family, problems) -> dict[str, Any]:
     known = published.entry(entry)
     config = variants.VARIANTS[known.variant]
-    for name in ("dim", "depth", "patch_size"):
-        if config.family != family or getattr(config, name) != values[name]:
+    for name in ("dim", "depth", "patch_size", "registers"):
+        if config.family != family or getattr(config, name) != values.get(name, 0):
             problems.append(
                 f"published: {entry} is a {config.family} of width {config.dim}, depth "
                 f"{config.depth}, patch {config.patch_size}, which this file is not"
@@ -272,6 +279,8 @@ def _settle_ratio(values: dict[str, Any], *known: Mapping[str, Any]) -> None:
 def _grid(patches, values, source_size, assumed_size, problems) -> tuple[int, int] | None:
     """(rows, columns) of the file's positions, where shapes say so."""
     patch, size = values["patch_size"], values.get("image_size")
+    if patches is None:  # the network stores no positions
+        return None
     if patches < 1:
         problems.append("positions: expected [CLS] and at least one patch, got fewer")
         return None
@@ -311,6 +320,8 @@ def _grid(patches, values, source_size, assumed_size, problems) -> tuple[int, in
 def _place(grid, values, origin) -> tuple[int, int] | None:
     """Settles image_size; returns the file's grid where positions must be resampled to another."""
     patch = values["patch_size"]
+    if grid is None:
+        return None
     own = (grid[0] * patch, grid[1] * patch)
     wanted = values.setdefault("image_size", own)
     origin.setdefault("image_size", "inferred from shapes, a square")

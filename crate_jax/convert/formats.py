@@ -53,6 +53,7 @@ class File:
     format: str  # "PyTorch", "safetensors" or "NumPy archive"
     tree: Mapping[str, Any]
     declaration: dict[str, Any] | None = None
+    declared_in: str = "stored in the file"
 
 
 def read(path: str | os.PathLike, values: bool = True) -> File:
@@ -76,6 +77,8 @@ def read(path: str | os.PathLike, values: bool = True) -> File:
         return _read_archive(path, values)
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= _SAFETENSORS_HEADER:
         return _read_safetensors(path)
+    if start.lstrip()[:1] == b"{":
+        return _read_index(path, values)
     if start[:1] == b"\x80":  # a pickle, as PyTorch wrote them before version 1.6
         return File(path, "PyTorch", pytorch.read(path))
     raise ValueError(
@@ -220,6 +223,34 @@ def _read_safetensors(path: pathlib.Path) -> File:
         raise ValueError(f"{path}: damaged or cut off ({one_line(error)})") from error
     text = metadata.get(DECLARATION)
     return File(path, "safetensors", tensors, _declaration(path, text) if text else None)
+
+
+def _read_index(path: pathlib.Path, values: bool) -> File:
+    """The tensors of several files, named by an index as transformers writes it.
+
+    Raises:
+        ValueError: where it is no index, a part is not there, or lacks a tensor: all are named.
+    """
+    try:
+        where = json.loads(path.read_text())["weight_map"]
+        parts = sorted({str(part) for part in where.values()})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: expected weights or an index of their parts (weight_map), got other JSON"
+        ) from error
+    if outside := [p for p in parts if pathlib.Path(p).name != p or p.endswith(".json")]:
+        raise ValueError(f"{path}: expected parts beside the index, got {listed(outside)}")
+    if missing := [p for p in parts if not (path.parent / p).is_file()]:
+        raise ValueError(
+            f"{path}: {len(missing)} of {len(parts)} parts are not beside it: {listed(missing)}; "
+            "fetch them too"
+        )
+    files = {part: read(path.parent / part, values) for part in parts}
+    lacking = [f"{n} ({part})" for n, part in where.items() if n not in files[part].tree]
+    if lacking:
+        raise ValueError(f"{path}: {len(lacking)} tensors not in their parts: {listed(lacking)}")
+    tree = {name: files[part].tree[name] for name, part in where.items()}
+    return File(path, f"{files[parts[0]].format} in {len(parts)} parts", tree)
 
 
 def _declaration(path: pathlib.Path, text: str) -> dict[str, Any] | None:

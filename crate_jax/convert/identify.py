@@ -6,14 +6,19 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from crate_jax.convert import formats
+from crate_jax.convert import formats, refusals, spellings
 from crate_jax.convert.layouts import LAYOUTS, Layout
 from crate_jax.convert.shapes import Shapes
 from crate_jax.convert.text import listed
 
 # Wrappers put these before every name: DataParallel, torch.compile, DINO's multi-crop wrapper, and
 # classes that hold the network as an attribute.
-PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")
+PREFIXES = (
+    *("module.", "_orig_mod.", "backbone.", "model."),
+    *("vit.", "dinov2.", "dinov2_with_registers.", "dinov3_vit."),
+)
+# Projection heads of self-supervised training, which stand beside a `backbone.`.
+_BESIDE = ("head.", "dino_head.", "ibot_head.")
 # Of several networks in one file: DINO evaluates its teacher; an average follows the raw weights.
 PREFERRED = ("", "state_dict", "model", "teacher", "net", "params", "opt/target", "student")
 
@@ -56,8 +61,8 @@ def find(file: formats.File, entry: str | None = None) -> Found:
         )
     if not found:
         raise ValueError(
-            f"{file.path}: expected the weights of a CRATE, CRATE-alpha, CRATE-MAE or ViT; got "
-            f"{contents(file)}"
+            f"{file.path}: expected the weights of a CRATE, CRATE-alpha, CRATE-MAE, ViT, DINOv2 or "
+            f"DINOv3; got {contents(file)}"
         )
     rank = {name: i for i, name in enumerate(PREFERRED)}
     found.sort(key=lambda f: rank.get(f.entry, len(rank)))
@@ -81,6 +86,8 @@ def contents(file: formats.File) -> str:
         keys = listed(str(key) for key in file.tree)
         return f"no tensors by name, only the entries {keys or '(none)'}"
     name, largest = max(tensors, key=lambda item: len(item[1]))
+    if known := refusals.reasons(strip(largest)[0]):
+        return f"another network: {'; '.join(known)}"
     shown = listed(itertools.islice(largest, 4))
     where = f" in entry {name!r}" if name else ""
     return f"{len(largest)} tensors{where} named {shown}, ..."
@@ -114,6 +121,17 @@ def _network(file: formats.File, entry: str, tensors: dict[str, Any]) -> Found |
             if file.format == "NumPy archive" and entry == "":
                 # Arrays of nested entries were named with their path.
                 state = {k: v for k, v in state.items() if layout.naming == "flax" or "/" not in k}
+            if layout.family in ("vit", "dinov3"):
+                pooler = [k for k in state if k.startswith("pooler.")]  # not of the classifier
+                left_out += tuple(pooler)
+                state = {k: v for k, v in state.items() if k not in pooler}
+                spelt = layout.spelling(state)
+                if known := refusals.reasons({*state, *spelt}):
+                    raise ValueError(
+                        f"{file.path}: expected a ViT of DINO's, DINOv2's, DINOv3's or timm's "
+                        f"plain form, got {'; '.join(known)}; it is not computed here"
+                    )
+                state = spelt
             return Found(file, entry, layout, state, prefixes, duplicates, left_out, (), ())
     return None
 
@@ -130,7 +148,7 @@ def strip(
     state, taken, duplicates, left_out = dict(tensors), [], [], []
     while prefix := next((p for p in PREFIXES if any(k.startswith(p) for k in state)), None):
         if prefix == "backbone.":
-            beside = [k for k in state if not k.startswith(prefix) and k.startswith("head.")]
+            beside = [k for k in state if not k.startswith(prefix) and k.startswith(_BESIDE)]
             left_out += beside
             state = {k: v for k, v in state.items() if k not in beside}
         bare: dict[str, Any] = {}
@@ -144,10 +162,20 @@ def strip(
     return state, tuple(taken), tuple(duplicates), tuple(left_out)
 
 
-def facts(found: Found) -> dict[str, Any]:
+def facts(found: Found, size: tuple[int, int] | None = None) -> dict[str, Any]:
     """What the shapes of a network's tensors tell; see `shapes`.
+
+    Args:
+        found: the network; the positions of a ViT are brought to [CLS] and patches.
+        size: (height, width) that is declared, which tells what a number of positions does not.
 
     Raises:
         ValueError: where a tensor that tells a size is missing or has a strange shape.
     """
+    if found.family == "vit":
+        patches = None
+        if size is not None:
+            patch = max(1, Shapes(found.state).axis("patch_embed.proj.weight", 2, 4))
+            patches = (size[0] // patch) * (size[1] // patch)
+        found.state = spellings.with_all_positions(found.state, patches)
     return found.layout.facts(Shapes(found.state))

@@ -5,8 +5,14 @@ import os
 import pathlib
 from collections.abc import Mapping
 
-from crate_jax.convert import declare, formats, identify, shipped, weights
+from crate_jax.convert import beside, declare, formats, identify, shipped, weights
 from crate_jax.convert.text import listed, printable
+
+_NAMINGS = {
+    "flax": "the authors' JAX code",
+    "pytorch": "PyTorch",
+    "transformers": "transformers (Hugging Face)",
+}
 
 
 def inspect(path: str | os.PathLike) -> str:
@@ -17,19 +23,20 @@ def inspect(path: str | os.PathLike) -> str:
         FileNotFoundError: where there is none.
         ImportError: for a PyTorch file without PyTorch.
     """
-    path = shipped.resolve(path)
+    path = beside.weights_of(shipped.resolve(path))
     if path.is_dir():
         return _inspect_workdir(path)
     file = formats.read(path, values=False)
     lines = [("file", str(path)), ("format", f"{file.format}, {path.stat().st_size:,} bytes")]
     try:
         found = identify.find(file)
-    except ValueError:
+    except ValueError as error:
         lines.append(("family", f"unknown; {identify.contents(file)}"))
+        lines.append(("problem", str(error)))
         return _table(lines)
     lines += [
         ("family", found.family),
-        ("names", "the authors' JAX code" if found.layout.naming == "flax" else "PyTorch"),
+        ("names", _NAMINGS[found.layout.naming]),
         ("entry", found.entry or "(top level)"),
         ("prefixes", " ".join(found.prefixes) or "none"),
         ("extra entries", listed(found.extra) or "none"),
@@ -44,7 +51,9 @@ def inspect(path: str | os.PathLike) -> str:
     counts = collections.Counter(str(t.dtype).removeprefix("torch.") for t in found.state.values())
     lines.append(("tensors", ", ".join(f"{n} {dtype}" for dtype, n in counts.items())))
     try:
-        inferred = identify.facts(found)
+        if found.layout.naming == "transformers":
+            beside.declare(found)
+        inferred = identify.facts(found, declare.declared_size(found, {}))
     except ValueError as error:
         lines.append(("problem", str(error)))
         return _table(lines)
@@ -67,6 +76,7 @@ def inspect(path: str | os.PathLike) -> str:
 
 def _sizes(inferred: Mapping) -> list[tuple[str, str]]:
     shown = ["dim", "depth", "decoder_depth", "patch_size", "patches", "classes", "head_hidden"]
+    shown += ["registers", "ffn", "layer_scale", "qkv_bias", "cls_norm"]
     labels = {"dim": "width", "patch_size": "patch"}
     lines = [(labels.get(name, name), str(inferred[name])) for name in shown if name in inferred]
     lines += [

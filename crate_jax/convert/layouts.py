@@ -4,13 +4,16 @@ A new one is a table of names (`names`), a function of shapes (`shapes`) and its
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from crate_jax.convert import names, shapes
+import numpy as np
+
+from crate_jax.convert import names, shapes, spellings
 from crate_jax.convert.names import Row
 from crate_jax.convert.shapes import Shapes
 from crate_jax.models.base import ImageModelConfig
+from crate_jax.models.positions import sincos_positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +22,14 @@ class Layout:
 
     Attributes:
         family: of networks, as in `variants.FAMILIES`.
-        naming: whose names: "pytorch", "flax".
+        naming: whose names: "pytorch" (the authors'), "flax", "transformers".
         signature: a pattern that a name of this layout matches, and none of those after it.
         facts: what the shapes tell of the config.
         rows: the table of names for a config.
         head: what names of the head begin with.
-        unused: tensors that the authors' class has and nothing uses; `strict=True` wants them.
+        unused: tensors that the authors' class has and nothing uses, by name, for a config:
+            `strict=True` wants them. None for one that only some have.
+        spelling: from the names of a file to those of the table.
     """
 
     family: str
@@ -33,16 +38,45 @@ class Layout:
     facts: Callable[[Shapes], dict[str, Any]]
     rows: Callable[[Any], tuple[Row, ...]]
     head: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()
+    unused: Callable[[Any], dict[str, Any]] = lambda config: {}
+    spelling: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
 
 
 def _crate(config: ImageModelConfig) -> tuple[Row, ...]:
     return names.CRATE + (names.CRATE_DEMO_HEAD if config.head_hidden else names.CRATE_HEAD)
 
 
-def _vit(config: ImageModelConfig) -> tuple[Row, ...]:
+def _crate_mae_unused(config: ImageModelConfig) -> dict[str, Any]:
+    return {
+        "pos_embed": sincos_positions(config.grid, config.dim),
+        "decoder_embed.weight": np.zeros((config.dim, config.dim), np.float32),
+        "decoder_embed.bias": np.zeros(config.dim, np.float32),
+    }
+
+
+def _vit(config: Any) -> tuple[Row, ...]:
     after_pool = config.pool == "mean" and not config.norm_before_pool
-    return names.VIT + (names.VIT_MEAN_NORM if after_pool else names.VIT_NORM)
+    norm = names.VIT_MEAN_NORM if after_pool else names.VIT_NORM
+    return names.VIT + norm + (names.VIT_MLP if config.ffn == "mlp" else names.DINOV2_GATED)
+
+
+def _vit_unused(config: Any) -> dict[str, Any]:
+    """DINOv2's token for masked patches, which only training uses."""
+    return {"mask_token": np.zeros((1, config.dim), np.float32)} if config.layer_scale else {}
+
+
+def _dinov3(config: Any) -> tuple[Row, ...]:
+    return names.DINOV3 + (names.VIT_MLP if config.ffn == "mlp" else names.DINOV3_GATED)
+
+
+def _dinov3_unused(config: Any) -> dict[str, Any]:
+    """The mask token; the mask of biases, constant; the norm of local crops, where there is one."""
+    unused: dict[str, Any] = {"mask_token": np.zeros((1, config.dim), np.float32)}
+    unused |= {"local_cls_norm.weight": None, "local_cls_norm.bias": None}
+    if config.qkv_bias:
+        mask = np.repeat(np.float32([1, 0, 1]), config.heads * config.head_dim)
+        unused |= {f"blocks.{i}.attn.qkv.bias_mask": mask for i in range(config.depth)}
+    return unused
 
 
 # CRATE-alpha before CRATE, since they share names.
@@ -69,7 +103,7 @@ LAYOUTS = (
         r"(decoder_)?blocks\.\d+\.layers\.0\.",
         shapes.crate_mae,
         lambda config: names.CRATE_MAE,
-        unused=("pos_embed", "decoder_embed.weight", "decoder_embed.bias"),
+        unused=_crate_mae_unused,
     ),
     Layout(
         "crate",
@@ -79,7 +113,45 @@ LAYOUTS = (
         _crate,
         head=("mlp_head.", "head."),
     ),
-    Layout("vit", "pytorch", r"blocks\.\d+\.attn\.qkv\.", shapes.vit, _vit, head=("head.",)),
+    Layout(
+        "dinov3",
+        "pytorch",
+        r"rope_embed\.periods$|storage_tokens$",
+        shapes.dinov3,
+        _dinov3,
+        head=("head.",),
+        unused=_dinov3_unused,
+    ),
+    Layout(
+        "vit",
+        "pytorch",
+        r"blocks\.(\d+\.)?\d+\.attn\.qkv\.",
+        shapes.vit,
+        _vit,
+        head=("head.",),
+        unused=_vit_unused,
+        spelling=spellings.dino,
+    ),
+    Layout(
+        "dinov3",
+        "transformers",
+        r"layer\.\d+\.attention\.",
+        shapes.dinov3,
+        _dinov3,
+        head=("head.",),
+        unused=_dinov3_unused,
+        spelling=spellings.transformers_dinov3,
+    ),
+    Layout(
+        "vit",
+        "transformers",
+        r"(encoder\.layer|layers)\.\d+\.attention\.",
+        shapes.transformers_vit,
+        _vit,
+        head=("head.",),
+        unused=_vit_unused,
+        spelling=spellings.transformers,
+    ),
 )
 
 

@@ -9,9 +9,11 @@ whose parameter it has.
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
+from crate_jax.models import dino
 from crate_jax.models.base import ImageModelConfig
 
 
@@ -43,14 +45,35 @@ FROM_HEADS = Transform(
     lambda x, c: x.reshape(-1, x.shape[-1]), lambda x, c: x.reshape(c.heads, -1, x.shape[-1])
 )
 
+# Halves of what we keep side by side: theirs are two tensors.
+FIRST = Transform(lambda x, c: x.T, lambda x, c: np.split(x, 2, axis=-1)[0].T)
+SECOND = Transform(lambda x, c: x.T, lambda x, c: np.split(x, 2, axis=-1)[1].T)
+
+
+def _with_zeros(x: np.ndarray) -> np.ndarray:
+    query, value = np.split(x, 2)
+    return np.concatenate([query, np.zeros_like(query), value])
+
+
+# DINOv3 keeps a bias of query, key and value, and multiplies the key's by zeros.
+NO_KEY = Transform(
+    lambda x, c: np.concatenate([part for i, part in enumerate(np.split(x, 3)) if i != 1]),
+    lambda x, c: _with_zeros(x),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One tensor: its name in the file, its path in our parameters, its transform."""
+    """One tensor: its name in the file, its path in our parameters, its transform.
+
+    Tensors of one path are laid side by side, in the order of their rows.
+    """
 
     theirs: str
     ours: str
     transform: Transform = SAME
+    # What stands in where a file leaves the tensor out, for those that may.
+    absent: Callable[[Any], Any] | None = None
 
 
 def _norm(theirs: str, ours: str) -> tuple[Row, ...]:
@@ -60,6 +83,14 @@ def _norm(theirs: str, ours: str) -> tuple[Row, ...]:
 def _dense(theirs: str, ours: str, transform: Transform = LINEAR) -> tuple[Row, ...]:
     return Row(f"{theirs}.weight", f"{ours}/kernel", transform), Row(
         f"{theirs}.bias", f"{ours}/bias"
+    )
+
+
+def _halves(first: str, second: str, ours: str) -> tuple[Row, ...]:
+    return tuple(
+        Row(f"{theirs}.{kind}", f"{ours}/{path}", half)
+        for theirs, half in ((first, FIRST), (second, SECOND))
+        for kind, path in (("weight", "kernel"), ("bias", "bias"))
     )
 
 
@@ -151,18 +182,43 @@ CRATE_MAE = (
     *_dense("decoder_pred", "decoder_head"),
 )
 
-VIT = (
+# What DINO's, DINOv2's, DINOv3's and timm's have alike. LayerScale is DINOv2's.
+_VIT = (
     Row("cls_token", "cls_token"),
-    Row("pos_embed", "positions"),
-    Row("register_tokens", "registers"),  # DINOv2's
     *_dense("patch_embed.proj", "patch_embed", CONV),
     *_norm("blocks.{i}.norm1", "layers/{i}/attention_norm"),
-    *_dense("blocks.{i}.attn.qkv", "layers/{i}/attention/qkv"),
+    Row("blocks.{i}.attn.qkv.weight", "layers/{i}/attention/qkv/kernel", LINEAR),
     *_dense("blocks.{i}.attn.proj", "layers/{i}/attention/output"),
+    Row("blocks.{i}.ls1.gamma", "layers/{i}/attention_scale"),
     *_norm("blocks.{i}.norm2", "layers/{i}/operator_norm"),
+    Row("blocks.{i}.ls2.gamma", "layers/{i}/operator_scale"),
+    *_dense("head", "head"),
+)
+VIT = (
+    *_VIT,
+    Row("pos_embed", "positions"),
+    Row("register_tokens", "registers"),
+    Row("blocks.{i}.attn.qkv.bias", "layers/{i}/attention/qkv/bias"),
+)
+DINOV3 = (
+    *_VIT,
+    Row("storage_tokens", "registers"),
+    Row("rope_embed.periods", "periods", absent=lambda c: dino.periods(c.head_dim, c.rope_base)),
+    Row("blocks.{i}.attn.qkv.bias", "layers/{i}/attention/bias", NO_KEY),
+    *_norm("norm", "norm"),
+    *_norm("cls_norm", "cls_norm"),
+)
+VIT_MLP = (
     *_dense("blocks.{i}.mlp.fc1", "layers/{i}/operator/expand"),
     *_dense("blocks.{i}.mlp.fc2", "layers/{i}/operator/contract"),
-    *_dense("head", "head"),
+)
+DINOV2_GATED = (
+    *_dense("blocks.{i}.mlp.w12", "layers/{i}/operator/expand"),
+    *_dense("blocks.{i}.mlp.w3", "layers/{i}/operator/contract"),
+)
+DINOV3_GATED = (
+    *_halves("blocks.{i}.mlp.w1", "blocks.{i}.mlp.w2", "layers/{i}/operator/expand"),
+    *_dense("blocks.{i}.mlp.w3", "layers/{i}/operator/contract"),
 )
 VIT_NORM = _norm("norm", "norm")  # DINO's and timm's
 VIT_MEAN_NORM = _norm("fc_norm", "norm")  # timm's, where tokens are averaged first
@@ -175,6 +231,7 @@ class Tensor:
     ours: str
     transform: Transform
     shape: tuple[int, ...]
+    absent: Callable[[Any], Any] | None = None
 
 
 def expected(
@@ -195,7 +252,7 @@ def expected(
                 # No memory: an array of stride 0 only carries the shape through the transform.
                 template = np.broadcast_to(np.zeros((), np.int8), shapes[path])
                 shape = row.transform.theirs(template, config).shape
-                found[row.theirs.format(i=i)] = Tensor(path, row.transform, shape)
+                found[row.theirs.format(i=i)] = Tensor(path, row.transform, shape, row.absent)
             if path not in shapes or path == row.ours:
                 break
     uncovered = set(shapes) - {tensor.ours for tensor in found.values()}

@@ -25,6 +25,10 @@ _CRATE = "Ma-Lab-Berkeley/CRATE, README"
 _NOTEBOOKS = "LeslieTrue/crate-emergence-notebooks"
 _ALPHA = "UCSC-VLAA/CRATE-alpha, README (Hugging Face)"
 _DINO = "facebookresearch/dino, README"
+_DINOV2 = "facebookresearch/dinov2, README (Apache-2.0)"
+# Their licence has terms of its own for redistribution: none is to be shipped or mirrored.
+_DINOV3 = "facebookresearch/dinov3, README (Meta's DINOv3 License; not to be passed on)"
+_SIMDINO = "the README of 2502.10385's code"
 
 
 def _table() -> dict[str, Published]:
@@ -60,6 +64,44 @@ def _table() -> dict[str, Published]:
             f"{stem}.pth or {stem}_full_checkpoint.pth",
             _DINO,
             {"heads": heads},
+        )
+    return table | _dino()
+
+
+def _dino() -> dict[str, Published]:
+    table = {}
+    for size, heads in (("s", 6), ("b", 12), ("l", 16), ("g", 24)):
+        for suffix, rule in (("", "dino"), ("_reg4", "antialias")):
+            name = f"dinov2-{size}14{suffix.replace('_', '-')}"
+            file = f"dinov2_vit{size}14{suffix}_pretrain.pth"
+            table[name] = Published(name, file, _DINOV2, {"heads": heads, "positions": rule})
+    for size, arch, heads, file_hash in (
+        ("s16", "vits16", 6, "08c60483"),
+        ("s16plus", "vits16plus", 6, "4057cbaa"),
+        ("b16", "vitb16", 12, "73cec8be"),
+        ("l16", "vitl16", 16, "8aa4cbdd"),
+        ("l16plus", "vitl16plus", 16, "46503df0"),
+        ("h16plus", "vith16plus", 20, "7c1da9a5"),
+        ("7b16", "vit7b16", 32, "a955f4ea"),
+    ):
+        file = f"dinov3_{arch}_pretrain_lvd1689m-{file_hash}.pth"
+        table[f"dinov3-{size}"] = Published(f"dinov3-{size}", file, _DINOV3, {"heads": heads})
+    # Trained on satellite images, with statistics of their own.
+    satellite = {"mean": (0.430, 0.411, 0.296), "std": (0.213, 0.156, 0.143)}
+    for size, arch, heads, file_hash in (
+        ("l16", "vitl16", 16, "eadcf0ff"),
+        ("7b16", "vit7b16", 32, "a6675841"),
+    ):
+        file = f"dinov3_{arch}_pretrain_sat493m-{file_hash}.pth"
+        table[f"dinov3-{size}-sat"] = Published(
+            f"dinov3-{size}", file, _DINOV3, {"heads": heads} | satellite
+        )
+    for size, heads in (("b16", 12), ("l16", 16)):
+        table[f"simdino-{size}"] = Published(
+            f"vit-{size}", "(a drive)", _SIMDINO, {"heads": heads, "positions": "dino"}
+        )
+        table[f"simdinov2-{size}"] = Published(
+            f"simdinov2-{size}", "(a drive)", _SIMDINO, {"heads": heads, "positions": "antialias"}
         )
     return table
 

@@ -138,23 +138,63 @@ def crate_mae(s: Shapes) -> dict[str, Any]:
     }
 
 
-def vit(s: Shapes) -> dict[str, Any]:
-    """A ViT in DINO's or timm's names."""
-    dim = s.axis("cls_token", 2, 3)
-    hidden = s.axis("blocks.0.mlp.fc1.weight", 0, 2)
+def _ratio(dim: int, hidden: int) -> float:
     ratio = hidden / dim
-    if int(dim * ratio) < hidden:  # the config multiplies back, and rounds down
-        ratio = math.nextafter(ratio, math.inf)
+    # The config multiplies back, and rounds down.
+    return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def _vit(s: Shapes, gate: str, packed: int) -> dict[str, Any]:
+    """What DINO's, DINOv2's, DINOv3's and timm's have alike; `gate` is a gated FFN's first map."""
+    dim = s.axis("cls_token", 2, 3)
+    gated = f"blocks.0.mlp.{gate}.weight" in s
+    hidden = s.axis(f"blocks.0.mlp.{gate if gated else 'fc1'}.weight", 0, 2)
     return {
         "dim": dim,
         "inner": s.axis("blocks.0.attn.proj.weight", 1, 2),
         "patch_size": _conv_patch(s, "patch_embed.proj.weight"),
         "depth": s.depth(r"blocks\.(\d+)\."),
+        "ffn": "swiglu" if gated else "mlp",
+        "mlp_ratio": _ratio(dim, hidden // packed if gated else hidden),
+        "qkv_bias": "blocks.0.attn.qkv.bias" in s,
+        "classes": s.axis("head.weight", 0, 2) if "head.weight" in s else 0,
+    }
+
+
+def vit(s: Shapes) -> dict[str, Any]:
+    """A ViT in DINO's, DINOv2's or timm's names."""
+    inferred = _vit(s, "w12", packed=2) | {
         "patches": s.axis("pos_embed", 1, 3) - 1,
         "registers": s.axis("register_tokens", 1, 3) if "register_tokens" in s else 0,
-        "mlp_ratio": ratio,
-        "classes": s.axis("head.weight", 0, 2) if "head.weight" in s else 0,
-        # timm names its last norm after what it does.
-        **({"pool": "mean"} if "fc_norm.weight" in s else {}),
-        **({"norm_before_pool": False} if "fc_norm.weight" in s else {}),
+        "layer_scale": "blocks.0.ls1.gamma" in s,
     }
+    # DINOv2's rule is not seen, but that timm's files lack its mask token; DINO's is not told.
+    if inferred["registers"] or (inferred["layer_scale"] and "mask_token" not in s):
+        inferred["positions"] = "antialias"
+    elif inferred["layer_scale"]:
+        inferred["positions"] = "dino"
+    # timm names its last norm after what it does.
+    if "fc_norm.weight" in s:
+        inferred |= {"pool": "mean", "norm_before_pool": False}
+    return inferred
+
+
+def transformers_vit(s: Shapes) -> dict[str, Any]:
+    """transformers' ViTModel and Dinov2Model, spelt as DINOv2, with the defaults of their code."""
+    inferred = vit(s)
+    return inferred | {
+        "positions": "antialias" if inferred["registers"] else "size",
+        "epsilon": 1e-6 if inferred["layer_scale"] else 1e-12,
+    }
+
+
+def dinov3(s: Shapes) -> dict[str, Any]:
+    """A DINOv3; the file's periods tell d_head."""
+    inferred = _vit(s, "w1", packed=1) | {
+        "patches": None,  # no position is stored
+        "registers": s.axis("storage_tokens", 1, 3) if "storage_tokens" in s else 0,
+        "cls_norm": "cls_norm.weight" in s,
+    }
+    if "rope_embed.periods" in s:
+        inferred["heads"] = inferred["inner"] // max(1, 4 * s.axis("rope_embed.periods", 0, 1))
+    return inferred

@@ -12,7 +12,6 @@ from crate_jax.convert.layouts import Layout
 from crate_jax.convert.text import listed
 from crate_jax.models import base, variants
 from crate_jax.models.base import ImageModelConfig, Transformer
-from crate_jax.models.positions import sincos_positions
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -27,10 +26,10 @@ def shapes(config: ImageModelConfig) -> dict[str, tuple[int, ...]]:
 def misfits(state: Mapping[str, Any], config: ImageModelConfig, layout: Layout) -> list[str]:
     """What keeps tensors (of any kind) from being this network's: a line for each kind."""
     wanted = expected(config, layout)
-    unused = layout.unused
+    unused = layout.unused(config)
     there = {name: tensor for name, tensor in wanted.items() if name in state}
     kinds = {
-        "missing": [name for name in wanted if name not in state],
+        "missing": [n for n, tensor in wanted.items() if n not in state and not tensor.absent],
         "unexpected": [name for name in state if name not in wanted and name not in unused],
         "misshaped": [
             f"{name} (expected {tensor.shape}, got {tuple(state[name].shape)})"
@@ -72,7 +71,17 @@ def to_params(
 ) -> dict[str, np.ndarray]:
     """A file's tensors that were checked, by their name there, as our parameters by path."""
     wanted = expected(config, layout)
-    return {t.ours: t.transform.ours(state[name], config) for name, t in wanted.items()}
+    parts: dict[str, list[np.ndarray]] = {}
+    for name, tensor in wanted.items():
+        if name not in state and tensor.absent:
+            values = np.asarray(tensor.absent(config))
+        else:
+            values = state[name]
+        parts.setdefault(tensor.ours, []).append(tensor.transform.ours(values, config))
+    return {
+        path: found[0] if len(found) == 1 else np.concatenate(found, axis=-1)
+        for path, found in parts.items()
+    }
 
 
 def to_state(
@@ -87,8 +96,8 @@ def to_state(
         params: our parameters by path.
         config: the network's.
         layout: of the file.
-        unused: tensors that the file the weights came from had and nothing uses. Where CRATE-MAE's
-            are absent, its fixed positions and zeros stand in, since `strict=True` wants them.
+        unused: tensors that the file the weights came from had and nothing uses. Where they
+            are absent, the layout's stand in, since `strict=True` wants them.
     """
     wanted = names.expected(
         layout.rows(config), config, {path: x.shape for path, x in params.items()}
@@ -97,13 +106,10 @@ def to_state(
         name: np.ascontiguousarray(tensor.transform.theirs(np.asarray(params[tensor.ours]), config))
         for name, tensor in wanted.items()
     }
-    if config.family == "crate_mae":
-        dtype = state["cls_token"].dtype
-        state |= {
-            "pos_embed": sincos_positions(config.grid, config.dim).astype(dtype),
-            "decoder_embed.weight": np.zeros((config.dim, config.dim), dtype),
-            "decoder_embed.bias": np.zeros(config.dim, dtype),
-        }
+    dtype = np.asarray(params["cls_token"]).dtype
+    for name, values in layout.unused(config).items():
+        if values is not None:
+            state[name] = values.astype(dtype)
     return state | dict(unused or {})
 
 
@@ -116,11 +122,11 @@ def build(params: Mapping[str, Any], config: ImageModelConfig, dtype: Any = None
 
 def describe(config: ImageModelConfig) -> str:
     """A network in a few words."""
+    alike = ("family", "dim", "depth", "patch_size", "heads", "registers", "layer_scale", "ffn")
     named = [
         name
         for name, known in variants.VARIANTS.items()
-        if (known.family, known.dim, known.depth, known.patch_size, known.heads)
-        == (config.family, config.dim, config.depth, config.patch_size, config.heads)
+        if all(getattr(known, field, None) == getattr(config, field, None) for field in alike)
     ]
     text = (
         f"{config.family} of width {config.dim}, depth {config.depth}, patch {config.patch_size}, "

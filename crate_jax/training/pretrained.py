@@ -25,7 +25,8 @@ MAY_DIFFER = (
 def read(path: str, config: ImageModelConfig) -> dict[str, np.ndarray]:
     """The weights of a checkpoint for a network of `config`, all but the head, by our paths.
 
-    Position embeddings are resampled to the network's grid of patches by its rule `positions`.
+    Position embeddings, where there are any, are resampled to the network's grid of patches by its
+    rule `positions`.
 
     Args:
         path: a run's directory, or a file that `crate_jax.load` reads; what the file does not tell
@@ -59,9 +60,10 @@ def read(path: str, config: ImageModelConfig) -> dict[str, np.ndarray]:
             "python -m crate_jax.convert --source=... --target=....safetensors"
         )
     weights = {name: np.asarray(value, np.float32) for name, value in found.params.items()}
-    weights["positions"] = np.asarray(
-        resize_positions(weights["positions"], found.config.grid, config.grid, config.positions)
-    )
+    if "positions" in weights:
+        weights["positions"] = np.asarray(
+            resize_positions(weights["positions"], found.config.grid, config.grid, config.positions)
+        )
     _check_shapes(path, weights, config)
     return weights
 

@@ -1,0 +1,340 @@
+"""DINOv2, DINOv3, timm's and transformers' ViTs beside outputs of their authors' code."""
+
+import json
+import pathlib
+import re
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import crate_jax
+from crate_jax.convert import __main__ as command
+from crate_jax.convert import checkpoints, inspection, refusals
+from crate_jax.models.positions import resize_positions
+from crate_jax.segmentation import attention
+
+REFERENCE = pathlib.Path(__file__).parents[1] / "reference" / "any_vit"
+DECLARED = {
+    "dinov2_mini": {"heads": 2},
+    "dinov2_reg_mini": {"heads": 2},
+    "dinov2_swiglu_mini": {"heads": 2},
+    "dinov3_mini": {},
+    "dinov3_swiglu_untied_mini": {},
+    "dinov3_7b_like_mini": {},
+    "timm_vit_mini": {"heads": 2, "positions": "antialias"},
+    "timm_vit_dinov2_style_mini": {"heads": 2, "image_size": (28, 42)},
+    "hf_dinov2_reg_mini": {},
+    "hf_dinov2_mini": {},
+    "hf_vit_mini": {},
+    "hf_dinov3_mini": {},
+}
+AUTHORS = [name for name in DECLARED if name.startswith("dino")]
+
+
+def arrays_of(name):
+    with np.load(REFERENCE / f"{name}.npz") as file:
+        return {key: file[key] for key in file.files}
+
+
+def state_of(name):
+    return safetensors.numpy.load_file(REFERENCE / f"{name}.safetensors")
+
+
+def load(name):
+    return crate_jax.load(REFERENCE / f"{name}.safetensors", **DECLARED[name])
+
+
+def grids(arrays):
+    return sorted(key.removesuffix("images") for key in arrays if key.endswith("images"))
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_the_authors_numbers(name, run, error):
+    arrays, model = arrays_of(name), load(name)
+    r = model.config.registers
+    for grid in grids(arrays):
+        logits, out = run(model, arrays[f"{grid}images"].transpose(0, 2, 3, 1), capture=True)
+        normed = np.asarray(model.normalise(out["tokens"][-1]))
+        expected = {k.removeprefix(grid): v for k, v in arrays.items() if k.startswith(grid)}
+        got = {
+            "query": out["query"],
+            "key": out["key"],
+            "tokens": out["tokens"],
+            "key_before_rope": out.get("key_unrotated"),
+            "normed": normed,
+            "last_hidden_state": normed,
+            "norm_cls": normed[:, 0],
+            "norm_reg": normed[:, 1 : 1 + r],
+            "norm_storage": normed[:, 1 : 1 + r],
+            "norm_patch": normed[:, 1 + r :],
+            "logits": logits,
+            "cls_map_last": attention.cls_maps(out["query"][-1], out["key"][-1], r),
+        }
+        if "hidden_states" in expected:
+            expected["tokens"] = expected["hidden_states"][1:]
+        compared = set(got) & {key for key, values in expected.items() if values.size}
+        assert {"tokens", "cls_map_last"} < compared
+        errors = {key: error(got[key], expected[key]) for key in compared}
+        assert max(errors.values()) < 1e-5, (grid, errors)
+
+
+@pytest.mark.parametrize("name", ["dinov2_mini", "dinov2_reg_mini"])
+def test_positions_at_every_stored_grid(name, error):
+    arrays, model = arrays_of(name), load(name)
+    for key in [key for key in arrays if key.endswith("/pos_embed")]:
+        rows, columns = map(int, key.partition("/")[0].split("x"))
+        got = resize_positions(
+            model.positions[...], model.config.grid, (rows, columns), model.config.positions
+        )
+        assert error(got, arrays[key]) < 1e-5
+
+
+def test_training_checkpoints_prefixes_and_chunks(torch):
+    plain = checkpoints.read(REFERENCE / "dinov2_mini.safetensors", heads=2)
+    training = checkpoints.read(REFERENCE / "dinov2_mini_training.pth", heads=2)
+    assert "dino_head." in " ".join(training.notes)
+    assert set(training.params) == set(plain.params)
+    for path, values in plain.params.items():
+        np.testing.assert_array_equal(training.params[path], values)
+    assert crate_jax.load(REFERENCE / "dinov3_mini.pth").config.heads == 2
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_given_back_as_the_authors_have_it(name, tmp_path):
+    """Bit for bit, but the rows of the masked bias, which nothing reads."""
+    checkpoints.save(
+        checkpoints.read(REFERENCE / f"{name}.safetensors", **DECLARED[name]), tmp_path / "y.npz"
+    )
+    state = state_of(name)
+    with np.load(tmp_path / "y.npz") as again:
+        assert set(again.files) == set(state)
+        for key, values in state.items():
+            mask = state.get(key + "_mask", np.ones_like(values))
+            np.testing.assert_array_equal(again[key], values * mask)
+
+
+@pytest.mark.parametrize("name", sorted(set(DECLARED) - set(AUTHORS)))
+def test_written_in_the_authors_names(name, tmp_path, run):
+    source, target = REFERENCE / f"{name}.safetensors", tmp_path / "y.safetensors"
+    checkpoints.save(checkpoints.read(source, **DECLARED[name]), target)
+    names = set(safetensors.numpy.load_file(target))
+    assert {"cls_token", "patch_embed.proj.weight", "blocks.1.attn.qkv.weight"} < names
+    model, again = load(name), crate_jax.load(target)
+    assert again.config == model.config
+    arrays = arrays_of(name)
+    images = arrays[f"{grids(arrays)[0]}images"].transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(run(model, images)[0], run(again, images)[0])
+
+
+MEMORY = {
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attention.o_proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "encoder.layer.": "layers.",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in DECLARED if name.startswith("hf")])
+@pytest.mark.parametrize("prefix", ["", "vit.", "dinov2_with_registers."])
+def test_names_as_in_memory_and_of_task_models(name, prefix, tmp_path):
+    state = {}
+    for key, values in state_of(name).items():
+        if prefix == "vit.":  # any spelling with any prefix
+            for theirs, ours in MEMORY.items():
+                key = key.replace(theirs, ours)
+            if ".mlp.weights_in." in key:
+                gate, up = np.split(values, 2)
+                state[prefix + key.replace("weights_in", "gate_proj")] = gate
+                state[prefix + key.replace("weights_in", "up_proj")] = up
+                continue
+            key = key.replace("weights_out", "down_proj")
+        state[prefix + key] = values
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in state.items()}, path)
+    shutil.copy(REFERENCE / f"{name}.config.json", tmp_path / "config.json")
+    expected = checkpoints.read(REFERENCE / f"{name}.safetensors")
+    got = checkpoints.read(tmp_path)  # the directory as transformers writes it
+    assert got.config == expected.config
+    assert got.origin["heads"] == "config.json"
+    for key, values in expected.params.items():
+        np.testing.assert_array_equal(got.params[key], values)
+
+
+def test_preprocessing_and_activation_beside_the_weights(tmp_path):
+    shutil.copy(REFERENCE / "hf_vit_mini.safetensors", tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="heads: undeclared"):
+        crate_jax.load(tmp_path)
+    config = json.loads((REFERENCE / "hf_vit_mini.config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}')
+    model = crate_jax.load(tmp_path)
+    assert (model.config.epsilon, model.config.mean) == (1e-12, (0.5, 0.5, 0.5))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_act": "quick_gelu"}))
+    with pytest.raises(ValueError, match=r"hidden_act: expected gelu.*'quick_gelu'"):
+        crate_jax.load(tmp_path)
+
+
+def test_parts_and_their_index(tmp_path):
+    state = state_of("hf_dinov2_reg_mini")
+    names = sorted(state)
+    parts = {f"model-0000{i + 1}-of-00003.safetensors": names[i::3] for i in range(3)}
+    for part, held in parts.items():
+        safetensors.numpy.save_file({k: state[k] for k in held}, tmp_path / part)
+    index = tmp_path / "model.safetensors.index.json"
+    where = {name: part for part, held in parts.items() for name in held}
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    shutil.copy(REFERENCE / "hf_dinov2_reg_mini.config.json", tmp_path / "config.json")
+    expected = checkpoints.read(REFERENCE / "hf_dinov2_reg_mini.safetensors").params
+    for path in (index, tmp_path):
+        got = checkpoints.read(path).params
+        for key, values in expected.items():
+            np.testing.assert_array_equal(got[key], values)
+    gone = list(parts)[1:]
+    for part in gone:
+        (tmp_path / part).unlink()
+    with pytest.raises(ValueError, match=f"2 of 3 parts are not beside it: {', '.join(gone)}"):
+        crate_jax.load(index)
+    index.write_text('{"weight_map": {"cls_token": "../x.safetensors"}}')
+    with pytest.raises(ValueError, match=r"expected parts beside the index, got \.\./x"):
+        crate_jax.load(index)
+    index.write_text('{"weights": {}}')
+    with pytest.raises(ValueError, match="weight_map"):
+        crate_jax.load(index)
+
+
+def timm_style(**changes):
+    """timm's own form of `dinov2_reg_mini`, from which it differs in nothing that is computed."""
+    state = {k: v for k, v in state_of("dinov2_reg_mini").items() if k != "mask_token"}
+    positions, registers = state["pos_embed"], state.pop("register_tokens")
+    if changes.get("embed_class"):
+        r = np.random.default_rng(0).normal(size=registers.shape).astype(np.float32)
+        state["reg_token"] = registers - r
+        state["pos_embed"] = np.concatenate([positions[:, :1], r, positions[:, 1:]], axis=1)
+    else:
+        state["reg_token"] = registers
+        state["cls_token"] = state["cls_token"] + positions[:, :1]
+        state["pos_embed"] = positions[:, 1:]
+    return state
+
+
+@pytest.mark.parametrize("embed_class", [False, True])
+def test_timms_positions_of_cls_and_registers(embed_class, write, run, error):
+    arrays = arrays_of("dinov2_reg_mini")
+    model = crate_jax.load(write(timm_style(embed_class=embed_class)), heads=2)
+    _, out = run(model, arrays["3x8/images"].transpose(0, 2, 3, 1), capture=True)
+    assert error(out["tokens"], arrays["3x8/tokens"]) < 1e-5
+
+
+def test_timms_gated_ffn_has_the_mlps_names(write):
+    state = {
+        k.replace(".w12.", ".fc1.").replace(".w3.", ".fc2."): v
+        for k, v in state_of("dinov2_swiglu_mini").items()
+    }
+    expected = checkpoints.read(REFERENCE / "dinov2_swiglu_mini.safetensors", heads=2)
+    got = checkpoints.read(write(state), heads=2)
+    assert got.config == expected.config
+    for key, values in expected.params.items():
+        np.testing.assert_array_equal(got.params[key], values)
+
+
+def test_no_qkv_bias_and_no_registers(write):
+    state = {k: v for k, v in state_of("dinov2_mini").items() if "qkv.bias" not in k}
+    config = crate_jax.load(write(state), heads=2).config
+    assert (config.qkv_bias, config.registers, config.positions) == (False, 0, "dino")
+    state = {k: v for k, v in state_of("dinov3_mini").items() if k != "storage_tokens"}
+    assert crate_jax.load(write(state, "y.safetensors")).config.registers == 0
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan])
+def test_a_mask_of_biases_that_is_another(value, write):
+    state = state_of("dinov3_mini")
+    state["blocks.1.attn.qkv.bias_mask"][40] = value
+    with pytest.raises(ValueError, match=r"blocks\.1\.attn\.qkv\.bias_mask: expected ones, zeros"):
+        crate_jax.load(write(state))
+
+
+def test_dinov3_stores_no_positions(write):
+    config = load("dinov3_mini").config
+    assert config.image_size == (256, 256)
+    path = REFERENCE / "dinov3_mini.safetensors"
+    assert crate_jax.load(path, image_size=(48, 80)).config.image_size == (48, 80)
+    with pytest.raises(ValueError, match="dinov3 resamples none"):
+        crate_jax.load(path, positions="dino")
+    with pytest.raises(ValueError, match="heads: declared as 4, but"):
+        crate_jax.load(path, heads=4)
+    notes = checkpoints.read(path).notes
+    assert "rotary periods: as the file has them" in notes
+    notes = checkpoints.read(REFERENCE / "hf_dinov3_mini.safetensors").notes
+    assert "rotary periods: by the formula" in notes
+
+
+SIGNS = {
+    "blocks.0.attn.q_norm.weight": "query/key norm",
+    "norm_pre.weight": "CLIP's ViT",
+    "dist_token": "distilled DeiT",
+    "blocks.0.attn.relative_position_bias_table": "relative positions",
+    "attn_pool.latent": "SigLIP",
+    "blocks.0.gamma_1": "EVA/BEiT",
+    "blocks.0.mlp.norm.weight": "inner norms",
+    "blocks.0.mlp.fc1_g.weight": "AIMv2",
+    "blocks.0.in_proj.weight": "parallel blocks",
+    "blocks.0.attns.0.qkv.weight": "parallel attention",
+    "blocks.0.attn.lambda_q1": "differential attention",
+    "pre_logits.fc.weight": "pre_logits",
+    "stages.0.0.weight": "ConvNeXt",
+}
+
+
+@pytest.mark.parametrize("sign", SIGNS)
+def test_what_is_something_else_is_refused_by_name(sign, write):
+    path = write(state_of("timm_vit_mini") | {sign: np.zeros(3, np.float32)})
+    with pytest.raises(ValueError, match=SIGNS[sign]):
+        crate_jax.load(path, heads=2)
+    assert SIGNS[sign] in inspection.inspect(path)
+
+
+@pytest.mark.parametrize(
+    ("absent", "what"),
+    [
+        ("cls_token", "pooled without a class token"),
+        ("patch_embed.proj.bias", "no bias in its patch embedding"),
+        ("blocks.0.norm1.bias", "RMSNorm"),
+        ("norm.", "no final norm"),
+    ],
+)
+def test_what_lacks_something_is_refused_by_name(absent, what, write):
+    state = {k: v for k, v in state_of("timm_vit_mini").items() if not k.startswith(absent)}
+    with pytest.raises(ValueError, match=what):
+        crate_jax.load(write(state), heads=2)
+
+
+def test_other_networks_are_named(write):
+    path = write({"stages.0.0.dwconv.weight": np.zeros((4, 1, 7, 7), np.float32)})
+    with pytest.raises(ValueError, match="another network: ConvNeXt"):
+        crate_jax.load(path)
+    assert len({what for what, _, _ in refusals.REFUSALS}) == len(refusals.REFUSALS)
+
+
+def test_inspection_names_layout_and_sizes():
+    text = inspection.inspect(REFERENCE / "hf_dinov2_reg_mini.safetensors")
+    assert "transformers (Hugging Face)" in text
+    assert "registers" in text
+    assert re.search(r"heads +2 \(config.json\)", text)
+    text = inspection.inspect(REFERENCE / "dinov3_7b_like_mini.safetensors")
+    assert "dinov3" in text
+    assert "undeclared" not in text
+    text = inspection.inspect(REFERENCE / "timm_vit_dinov2_style_mini.safetensors")
+    assert "6 positions are no square grid" in text
+
+
+def test_conversion_says_what_it_did(tmp_path, capsys):
+    source = REFERENCE / "hf_dinov3_mini.safetensors"
+    assert command.main([f"--source={source}", f"--target={tmp_path}/y.safetensors"]) == 0
+    said = capsys.readouterr().out
+    assert "heads = 2 (config.json)" in said
+    assert "rotary periods: by the formula" in said
