@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""What a network trained on class labels alone attends to, in a minute, without a training.
+"""See what the network that ships attends to, without a training.
 
     python -m crate_jax.demo --out=demo
     python -m crate_jax.demo --out=demo --checkpoint=runs/scenes_tiny
