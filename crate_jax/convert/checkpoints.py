@@ -102,9 +102,9 @@ def _of_found(found: identify.Found, options: dict, declared: dict) -> Checkpoin
             f"{len(found.duplicates)} names twice once prefixes are stripped: "
             f"{listed(found.duplicates)}"
         )
-    inferred, warnings = identify.facts(found, declare.declared_size(found, declared)), []
+    inferred = identify.facts(found, declare.declared_size(found, declared))
     if found.family == "vit":
-        inferred, warnings = _vit_pool(found, inferred, declared)
+        inferred = _vit_pool(found, inferred, declared, options)
     settled = _settle(found, inferred, declared, options)
     file_config = _at_files_size(settled)
     weights.check(found.state, file_config, found.layout)
@@ -124,7 +124,7 @@ def _of_found(found: identify.Found, options: dict, declared: dict) -> Checkpoin
         rows, columns = settled.resized_from
         notes.append(f"positions resampled from {rows} x {columns} patches")
     source = str(found.file.path)
-    return Checkpoint(settled.config, params, settled.origin, source, carried, notes, warnings)
+    return Checkpoint(settled.config, params, settled.origin, source, carried, notes)
 
 
 def _check_constant(carried: Mapping[str, np.ndarray], unused: Mapping[str, Any]) -> None:
@@ -150,11 +150,12 @@ def _settle(found: identify.Found, inferred: dict, declared: Mapping, options: M
         raise ValueError("\n  ".join([str(error), *more])) from error
 
 
-def _vit_pool(found: identify.Found, inferred: dict, declared: Mapping) -> tuple[dict, list[str]]:
-    """The pooling of a ViT: what timm's name of the last norm tells, and what is declared.
+def _vit_pool(found: identify.Found, inferred: dict, declared: Mapping, options: Mapping) -> dict:
+    """What is inferred of a ViT, with its pooling: by timm's name of the last norm, and declared.
 
     timm calls it `fc_norm` where it follows the pooling, which may be the mean, the maximum or half
-    of both, and `norm` where it precedes the pooling.
+    of both, and `norm` where it precedes the pooling. Which of the three must be declared, but by a
+    run that begins with these weights and has a head of its own.
     """
     stored = (found.file.declaration or {}).get("config", {})
     pool = declared.get("pool") or stored.get("pool")
@@ -164,16 +165,17 @@ def _vit_pool(found: identify.Found, inferred: dict, declared: Mapping) -> tuple
             "computed here"
         )
     if "pool" not in inferred:
-        return inferred | {"norm_before_pool": pool == "mean"}, []
+        return inferred | {"norm_before_pool": pool == "mean"}
     if pool == "cls":  # the one token that is read is normalised after or before, all the same
         found.state = {_NORM.sub("norm.", name): tensor for name, tensor in found.state.items()}
-        return {k: v for k, v in inferred.items() if k != "pool"}, []
-    if pool == "mean":
-        return inferred, []
-    return inferred, [
-        "pool: taken as mean, which the last norm's name (fc_norm) tells; timm's avgmax and max "
-        "pooling have the same names and are not computed here. Declare pool=mean to say that it is"
-    ]
+        return {k: v for k, v in inferred.items() if k != "pool"}
+    if pool is None and options["assumed"] is None:
+        raise ValueError(
+            "pool: undeclared, and the last norm's name (fc_norm) tells only that pooling precedes "
+            "it: declare pool=mean (--pool=mean) for timm's global_pool='avg'; its avgmax and max "
+            "are not computed here"
+        )
+    return inferred
 
 
 def _at_files_size(settled: declare.Declared) -> ImageModelConfig:

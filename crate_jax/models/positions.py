@@ -18,6 +18,7 @@ from jaxtyping import Array, ArrayLike, Float
 Rule = Literal["size", "dino", "antialias", "notebook"]
 RULES: tuple[str, ...] = get_args(Rule)
 _KEYS_A = -0.75
+MOST_PATCHES = 2**20  # of one image; attention between more fits into no memory
 
 
 @functools.lru_cache(maxsize=64)
@@ -64,9 +65,17 @@ def resize_positions(
 
     Returns:
         f32[1, 1 + rows * columns, d] for the target grid.
+
+    Raises:
+        ValueError: an unknown rule, or a grid of more than `MOST_PATCHES`.
     """
     if rule not in RULES:
         raise ValueError(f"positions: expected one of {', '.join(RULES)}, got {rule!r}")
+    if math.prod(target) > MOST_PATCHES:
+        raise ValueError(
+            f"image size: expected at most {MOST_PATCHES:,} patches, got {target[0]:,} x "
+            f"{target[1]:,}; choose a smaller one"
+        )
     positions = jnp.asarray(positions)
     if source == target and rule != "notebook":
         return positions

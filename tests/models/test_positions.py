@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crate_jax.models.positions import resize_positions, sincos_positions
+from crate_jax.models.positions import RULES, resize_positions, sincos_positions
 
 
 def table(rows, columns, dim=5):
@@ -65,3 +65,9 @@ def test_sincos_by_hand():
     np.testing.assert_allclose(positions[0, 6], column + row, rtol=1e-6)
     with pytest.raises(ValueError, match="multiple of 4"):
         sincos_positions((2, 2), 6)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_grid_that_no_memory_holds_is_refused(rule):
+    with pytest.raises(ValueError, match=r"expected at most 1,048,576 patches, got 125,000 x"):
+        resize_positions(table(4, 4), (4, 4), (125_000, 125_000), rule)
