@@ -418,7 +418,7 @@ class TestFaults:
         [
             ({"head": 3}, "did you mean heads"),
             ({"heads": 3, "norm_epsilon": 1e-6}, "norm_epsilon: crate has none"),
-            ({"heads": 3, "pool": "max"}, "pool: expected one of cls, mean, got 'max'"),
+            ({"heads": 3, "pool": "max"}, "pool: expected one of cls, mean, last_vit, got 'max'"),
             ({"heads": 3, "positions": "bilinear"}, "positions: expected one of size, dino"),
             ({"heads": 3, "entry": "student"}, "entry: expected one of '', got 'student'"),
             ({"heads": 3, "step": 4}, "expected a run's directory, got the file"),

@@ -10,8 +10,8 @@ import pytest
 import crate_jax
 import crate_jax.convert.run_directory
 from crate_jax import inference
-from crate_jax.convert import __main__ as convert
 from crate_jax.convert import formats, shipped
+from crate_jax.convert.__main__ import main
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def run(run_directory):
 def packed(run, tmp_path, monkeypatch, capsys):
     """A run packed by the documented command, and pinned as it says."""
     target = tmp_path / "scenes.safetensors"
-    assert convert.main([f"--source={run}", f"--target={target}", "--with-run"]) == 0
+    assert main([f"--source={run}", f"--target={target}", "--with-run"]) == 0
     (digest,) = re.findall("SHA-256 ([0-9a-f]{64})", capsys.readouterr().out)
     monkeypatch.setattr(shipped, "DIRECTORY", tmp_path)
     monkeypatch.setattr(shipped, "SHA256", {"scenes": digest})
@@ -50,7 +50,7 @@ def test_the_record_of_its_run(packed, run, capsys):
     assert record["scores"] == {"val/top1": 0.333333, "val/top1/low": 0.3, "val/top1/high": 0.4}
     assert [line["step"] for line in record["history"]] == list(range(1, 21))
     assert "val/top1/low" not in record["history"][9]
-    assert convert.main(["--inspect=scenes"]) == 0
+    assert main(["--inspect=scenes"]) == 0
     assert "seed 3 at step 20, val/top1 0.333" in capsys.readouterr().out
 
 
@@ -103,14 +103,14 @@ def test_the_file_in_the_package_is_the_one_that_is_pinned():
 )
 def test_a_run_that_cannot_be_recorded(source, target, message, packed, run, tmp_path, capsys):
     path = run if source == "run" else packed
-    status = convert.main([f"--source={path}", f"--target={tmp_path / target}", "--with-run"])
+    status = main([f"--source={path}", f"--target={tmp_path / target}", "--with-run"])
     assert status == 2
     assert message in capsys.readouterr().err
 
 
 def test_a_file_without_its_run(packed, run, tmp_path):
     plain = tmp_path / "plain.safetensors"
-    assert convert.main([f"--source={run}", f"--target={plain}"]) == 0
+    assert main([f"--source={run}", f"--target={plain}"]) == 0
     assert "run" not in formats.read(plain).declaration
     with pytest.raises(ValueError, match="--with-run"):
         shipped.run_of(plain)
