@@ -6,6 +6,7 @@ What a file is and how large, on the disk and decoded, is looked at before it is
 """
 
 import contextlib
+import errno
 import functools
 import io
 import os
@@ -235,14 +236,22 @@ def read(
     """Reads an image file without decoding it; the arguments are those of `Encoded`.
 
     Raises:
-        CorruptImage: not a regular file (a pipe would be waited for, a device read for ever), or
-            larger than 16 bits RGBA of `max_megapixels` could be.
+        CorruptImage: not a regular file (a pipe would be waited for, a device read for ever, and
+            what /proc holds, of no size, too), a link to none, or larger than 16 bits RGBA of
+            `max_megapixels` could be.
         OSError: names the path.
     """
     path = os.fspath(path)
-    status = os.stat(path)
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        if os.path.islink(path) and error.errno in (errno.ENOENT, errno.ELOOP):
+            raise CorruptImage(path, "a link that leads to no file") from error
+        raise
     if not stat.S_ISREG(status.st_mode):
         raise CorruptImage(path, f"{_kind(status.st_mode)}, not a file")
+    if not status.st_size:
+        raise CorruptImage(path, "an empty file")
     if status.st_size > 8e6 * max_megapixels + (1 << 24):
         raise CorruptImage(
             path,

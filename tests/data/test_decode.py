@@ -198,6 +198,9 @@ def test_what_is_no_file_of_fitting_size_is_refused_unread(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "zero.jpg").symlink_to("/dev/zero")
     (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "messages.jpg").symlink_to("/proc/kmsg")  # would be waited for, and has no size
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nothing")
     with open(tmp_path / "sparse.jpg", "wb") as file:
         file.write(b"\xff\xd8\xff\xe0")
         file.truncate(12 * 10**9)
@@ -205,6 +208,9 @@ def test_what_is_no_file_of_fitting_size_is_refused_unread(tmp_path):
         "pipe": "a named pipe",
         "zero": "a device",
         "folder": "a folder",
+        "messages": "an empty file",
+        "loop": "a link that leads to no file",
+        "dangling": "a link that leads to no file",
         "sparse": r"a file of 12\.0 GB, more than max_megapixels=179 can need",
     }.items():
         with pytest.raises(CorruptImage, match=rf"{name}\.jpg: expected a whole image .*{what}"):
