@@ -50,7 +50,8 @@ class MSSA(nnx.Module):
         backend: Backend = "xla",
         **options: Unpack[LinearOptions],
     ):
-        self.heads, self.head_dim, self.backend = heads, head_dim, backend
+        self.heads, self.head_dim = heads, head_dim
+        self.backend: Backend = backend
         width = heads * head_dim
         self.subspace = linear(dim, width, rngs=rngs, bias=False, **options)
         if heads == 1 and head_dim == dim and not full_width_output:

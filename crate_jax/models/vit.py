@@ -68,7 +68,8 @@ class MHSA(nnx.Module):
         backend: Backend = "xla",
         **options: Unpack[LinearOptions],
     ):
-        self.heads, self.head_dim, self.backend = heads, head_dim, backend
+        self.heads, self.head_dim = heads, head_dim
+        self.backend: Backend = backend
         width = heads * head_dim
         self.qkv = linear(dim, 3 * width, rngs=rngs, bias=qkv_bias, **options)
         self.output = linear(width, dim, rngs=rngs, **options)

@@ -253,7 +253,7 @@ class Measured:
                     "weights"
                 )
             getattr(self, name).extend(np.asarray(values, np.float64))
-        if objects is None:
+        if objects is None or maps is None:
             return
         some = [row for row, of_image in enumerate(objects) if len(of_image)]
         self.without_object += len(objects) - len(some)
@@ -288,7 +288,7 @@ class Measured:
                 "measure all parts alike"
             )
         if self.last is not None and following.first is not None:
-            self.other.append(self._last_against(following.first))
+            self.other.append(self._against(self.last, following.first))
         for name in ("own", "other", "baselines", "coding_rate", "sparsity"):
             getattr(self, name).extend(getattr(following, name))
         self.without_object += following.without_object
@@ -297,9 +297,9 @@ class Measured:
         if following.first is not None:
             self.last = following.last
 
-    def _last_against(self, objects: Objects) -> np.ndarray:
-        """The maps of the last image against the objects of another."""
-        return _mean_over_objects(_Maps(self.last[None], self.keep), [objects])[0]
+    def _against(self, maps: np.ndarray, objects: Objects) -> np.ndarray:
+        """The maps f32[layers, heads, n] of one image against the objects of another."""
+        return _mean_over_objects(_Maps(maps[None], self.keep), [objects])[0]
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The part as arrays by name, for an .npz file; `keep` and `layers` are not among them."""
@@ -401,8 +401,8 @@ def estimates(
             untrained = np.array(random.own)
             kinds["_random"] = _by_head(untrained, _fixed_heads(untrained))
             kinds["_gain"] = _differences(kinds[""], kinds["_random"])
-        if len(measured) > 1 and measured.first is not None:
-            last = measured._last_against(measured.first)
+        if len(measured) > 1 and measured.first is not None and measured.last is not None:
+            last = measured._against(measured.last, measured.first)
             kinds["_other"] = _by_head(np.array([*measured.other, last]), fixed)
             kinds["_own_minus_other"] = _differences(kinds[""], kinds["_other"])
         for kind, heads in kinds.items():
