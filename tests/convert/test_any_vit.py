@@ -10,8 +10,8 @@ import pytest
 import safetensors.numpy
 
 import crate_jax
-from crate_jax.convert import __main__ as command
 from crate_jax.convert import checkpoints, inspection, refusals
+from crate_jax.convert.__main__ import main
 from crate_jax.models.positions import resize_positions
 from crate_jax.segmentation import attention
 
@@ -334,7 +334,7 @@ def test_inspection_names_layout_and_sizes():
 
 def test_conversion_says_what_it_did(tmp_path, capsys):
     source = REFERENCE / "hf_dinov3_mini.safetensors"
-    assert command.main([f"--source={source}", f"--target={tmp_path}/y.safetensors"]) == 0
+    assert main([f"--source={source}", f"--target={tmp_path}/y.safetensors"]) == 0
     said = capsys.readouterr().out
     assert "heads = 2 (config.json)" in said
     assert "rotary periods: by the formula" in said

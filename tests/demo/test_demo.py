@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from crate_jax import config, data, inference
-from crate_jax.convert import __main__ as convert
 from crate_jax.convert import checkpoints, shipped
-from crate_jax.demo import __main__ as demo
+from crate_jax.convert.__main__ import main as convert
 from crate_jax.demo import seeing
+from crate_jax.demo.__main__ import main as demo
 from crate_jax.export import mosaic
 from crate_jax.models import base, variants
 from crate_jax.segmentation import attention, scoring
@@ -77,7 +77,7 @@ def test_top1_and_iou_are_those_of_the_scenes(run, scenes):
 
 @pytest.mark.slow
 def test_page_picture_and_scores(run, tmp_path, capsys):
-    assert demo.main([f"--checkpoint={run}", f"--out={tmp_path}", "--scored=6"]) == 0
+    assert demo([f"--checkpoint={run}", f"--out={tmp_path}", "--scored=6"]) == 0
     said = capsys.readouterr().out
     assert "6 held-out scenes" in said
     assert "own − other" in said
@@ -94,18 +94,18 @@ def test_page_picture_and_scores(run, tmp_path, capsys):
         assert picture.mode == "RGBA"
         assert picture.width > 12 * 128
     before = (tmp_path / "index.html").read_bytes()
-    assert demo.main([f"--checkpoint={run}", f"--out={tmp_path}", "--scored=6"]) == 0
+    assert demo([f"--checkpoint={run}", f"--out={tmp_path}", "--scored=6"]) == 0
     assert (tmp_path / "index.html").read_bytes() == before
 
 
 def test_a_packed_run_has_the_same_record(run, tmp_path):
     target = tmp_path / "packed.safetensors"
-    assert convert.main([f"--source={run}", f"--target={target}", "--with-run"]) == 0
+    assert convert([f"--source={run}", f"--target={target}", "--with-run"]) == 0
     assert shipped.run_of(target) == shipped.run_of(run)
 
 
 def test_without_the_network_that_ships(broken, tmp_path, capsys):
-    assert demo.main([f"--out={tmp_path}"]) == 2
+    assert demo([f"--out={tmp_path}"]) == 2
     said = capsys.readouterr().err
     assert "expected the network that ships" in said
     assert said.count("\n") == 1
@@ -120,7 +120,7 @@ def test_another_data_set_is_refused(name):
 def test_a_file_without_its_run(run, tmp_path, capsys):
     plain = tmp_path / "plain.safetensors"
     checkpoints.save(checkpoints.read(run), plain)
-    assert demo.main([f"--checkpoint={plain}", f"--out={tmp_path}"]) == 2
+    assert demo([f"--checkpoint={plain}", f"--out={tmp_path}"]) == 2
     assert "--with-run" in capsys.readouterr().err
 
 
