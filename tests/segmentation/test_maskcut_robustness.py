@@ -126,7 +126,7 @@ def test_not_finite(bad):
     features = two_halves(0.05).astype(np.float32)
     broken = features.copy()
     broken[5, 2] = bad
-    with pytest.raises(ValueError, match="finite, got NaN or infinity in 1 of 72 patches"):
+    with pytest.raises(ValueError, match="finite values, got NaN or infinity in 1 of 72 patches"):
         maskcut(broken, GRID)
     expected = maskcut(features, GRID)
     for where in ("host", "device"):
