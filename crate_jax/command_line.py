@@ -31,8 +31,8 @@ COMMANDS = {
     "main": "Train, or evaluate what was trained.",
     "keys": "List every config key with its default and its meaning.",
     "segment": "Segment images with what a network attends to.",
-    "score": "Score what a network's attention and masks find on PASCAL VOC, COCO or composed "
-    "scenes.",
+    "score": "Score what a network's attention, masks and features find, on public sets or "
+    "composed scenes.",
     "probe": "How good frozen features are: a linear probe and k nearest neighbours.",
     "convert": "Convert a checkpoint, or say what one is.",
     "data.prepare": "Prepare class folders for training.",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from crate_jax.convert.published import PUBLISHED
-from crate_jax.models.positions import RULES
+from crate_jax.models.names import RULES
 
 _NAMES = (
     *("heads", "pool", "image_size", "lambd", "step_size", "epsilon", "head_epsilon"),

@@ -19,8 +19,9 @@ from jaxtyping import Array, ArrayLike, Float, Int, UInt8
 
 from crate_jax.models.backends import Backend, Heads
 from crate_jax.models.layers import Tokens
+from crate_jax.models.names import RULES, Rule
 from crate_jax.models.patches import patch_grid
-from crate_jax.models.positions import RULES, Rule, resize_positions
+from crate_jax.models.positions import resize_positions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

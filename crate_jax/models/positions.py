@@ -8,15 +8,14 @@ at the border, no antialiasing), because published weights were trained and eval
 
 import functools
 import math
-from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-Rule = Literal["size", "dino", "antialias", "notebook"]
-RULES: tuple[str, ...] = get_args(Rule)
+from crate_jax.models.names import RULES, Rule
+
 _KEYS_A = -0.75
 MOST_PATCHES = 2**20  # of one image; attention between more fits into no memory
 

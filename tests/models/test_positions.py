@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crate_jax.models.positions import RULES, resize_positions, sincos_positions
+from crate_jax.models.names import RULES
+from crate_jax.models.positions import resize_positions, sincos_positions
 
 
 def table(rows, columns, dim=5):
