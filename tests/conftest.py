@@ -7,6 +7,7 @@ for what a user runs, asks for `optimised`. Must come before JAX is imported, wh
 
 import os
 import pathlib
+import signal
 
 CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "xla"
 os.environ |= {
@@ -42,6 +43,19 @@ def strict_promotion():
     """No dtype and no rank is changed but by words."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture
+def signals_heard():
+    """Ctrl-C and SIGHUP do what they do by default, here and in processes that the test starts.
+
+    Tests run by nohup, or in the background of a script, were started with both ignored.
+    """
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

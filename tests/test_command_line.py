@@ -164,6 +164,7 @@ def test_a_reader_that_goes_away_is_no_error(command):
         (["data.prepare", "folder", "--source=RUN", "--out=OUT"], "crate_jax.data.folders"),
     ],
 )
+@pytest.mark.usefixtures("signals_heard")
 def test_ctrl_c_before_work_begins(arguments, module, tmp_path):
     """The signal arrives while the command imports what it needs."""
     (tmp_path / "sitecustomize.py").write_text(

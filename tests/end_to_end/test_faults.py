@@ -95,13 +95,14 @@ def test_sigterm_cuts_an_evaluation_short_and_resuming_makes_it_up(
     config.evals.knn = knn
     assert loop.train(config, tmp_path / "whole") == 0
     strikes = iter([None, None, lambda: os.kill(os.getpid(), signal.SIGTERM)])
-    put = Pass._put
+    batches = Pass.batches
 
     def strike_at_third_batch(self, *args):
-        (next(strikes, None) or (lambda: None))()
-        return put(self, *args)
+        for batch in batches(self, *args):
+            (next(strikes, None) or (lambda: None))()
+            yield batch
 
-    monkeypatch.setattr(Pass, "_put", strike_at_third_batch)
+    monkeypatch.setattr(Pass, "batches", strike_at_third_batch)
     assert loop.train(config, tmp_path / "cut") == 0
     assert f"the evaluation after {cut} was cut short" in capsys.readouterr().out
     assert runs.checkpoint_steps(tmp_path / "cut") == [cut]

@@ -19,6 +19,7 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("signals_heard")
 def test_killed_terminated_and_damaged_run_equals_uninterrupted(uninterrupted, tmp_path, caplog):
     status, _ = runs.interrupt(tmp_path, signal.SIGKILL, 7, config=CONFIG)
     assert status == -signal.SIGKILL

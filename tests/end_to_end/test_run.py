@@ -49,7 +49,8 @@ def test_metric_names(finished):
     assert set(last) == expected
     assert last["val/images"] == 24
     training = runs.metrics(finished)[-2]
-    assert set(training) == {"step", "train/loss", "train/top1", "train/learning_rate"}
+    names = ["loss", "top1", "learning_rate", "gradient_norm", "parameter_norm", "update_norm"]
+    assert set(training) == {"step", *(f"train/{name}" for name in names)}
     page = (runs.ROOT / "docs" / "training.md").read_text()
     stems = {re.split("/layer|/low|/high", name)[0] for name in expected | set(training)}
     for stem in stems - {"step"}:

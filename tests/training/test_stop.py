@@ -9,6 +9,8 @@ import pytest
 from crate_jax.training import stop
 from crate_jax.training.stop import StopSignal
 
+pytestmark = pytest.mark.usefixtures("signals_heard")
+
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 0), ("SIGHUP", 0), ("SIGINT", 130)])
 def test_a_signal_is_a_request_and_handlers_come_back(name, status):
