@@ -211,13 +211,12 @@ def _train(
         with watch.waiting():
             batch = next(batches)
         recent.append((step, batch["index"]))
-        # Nothing but the batch goes to the devices, and it is put there by name.
-        with (
-            jax.profiler.StepTraceAnnotation("train", step_num=step),
-            jax.transfer_guard("disallow"),
-        ):
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
             batch = sharding.put_batch(inputs.pixels_and_labels(batch), split)
-            params, training = made.step(params, training, batch)
+            # Nothing but the batch goes to the devices. Not guarded itself: among several
+            # processes JAX puts its parts there by transfers that count as implicit.
+            with jax.transfer_guard("disallow"):
+                params, training = made.step(params, training, batch)
         if step == start + 1:
             with watch.pause("compile"):
                 jax.block_until_ready(params)
