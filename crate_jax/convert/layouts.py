@@ -39,7 +39,7 @@ class Layout:
     rows: Callable[[Any], tuple[Row, ...]]
     head: tuple[str, ...] = ()
     unused: Callable[[Any], dict[str, Any]] = lambda config: {}
-    spelling: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    spelling: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda tensors: dict(tensors)
 
 
 def _crate(config: ImageModelConfig) -> tuple[Row, ...]:

@@ -22,7 +22,7 @@ import simplejpeg
 from PIL import Image
 
 MAX_MEGAPIXELS = 179.0
-"""The largest image by default, in millions of pixels: Pillow's limit against bombs."""
+"""The largest image by default, in millions of pixels; Pillow has this limit against bombs."""
 
 # Whole image decoded, junk between it and the end marker: several files of ImageNet are like this.
 _HARMLESS = "extraneous bytes before marker 0xd9"
