@@ -18,6 +18,7 @@ COMMANDS = [f"crate_jax.{name}" for name in command_line.COMMANDS] + [
     for path in sorted((ROOT / "benchmarks").glob("*.py"))
     if '\nif __name__ == "__main__":' in path.read_text()
 ]
+COMMANDS += [f"benchmarks.{path.parent.name}" for path in ROOT.glob("benchmarks/*/__main__.py")]
 HEAVY = ("jax", "flax", "grain", "tensorflow", "torch", "orbax", "matplotlib", "scipy.io")
 
 

@@ -297,6 +297,18 @@ class Measured:
         if following.first is not None:
             self.last = following.last
 
+    def against_next(self) -> Float64[np.ndarray, "images measures layers heads_and_best"]:
+        """`other` of every image, that of the last one against the first's objects.
+
+        Raises:
+            ValueError: fewer than two images hold an object.
+        """
+        if self.first is None or self.last is None or len(self) < 2:
+            raise ValueError(
+                f"another image's objects: expected at least 2 images with objects, got {len(self)}"
+            )
+        return np.array([*self.other, self._against(self.last, self.first)])
+
     def _against(self, maps: np.ndarray, objects: Objects) -> np.ndarray:
         """The maps f32[layers, heads, n] of one image against the objects of another."""
         return _mean_over_objects(_Maps(maps[None], self.keep), [objects])[0]
@@ -401,9 +413,8 @@ def estimates(
             untrained = np.array(random.own)
             kinds["_random"] = _by_head(untrained, _fixed_heads(untrained))
             kinds["_gain"] = _differences(kinds[""], kinds["_random"])
-        if len(measured) > 1 and measured.first is not None and measured.last is not None:
-            last = measured._against(measured.last, measured.first)
-            kinds["_other"] = _by_head(np.array([*measured.other, last]), fixed)
+        if len(measured) > 1:
+            kinds["_other"] = _by_head(measured.against_next(), fixed)
             kinds["_own_minus_other"] = _differences(kinds[""], kinds["_other"])
         for kind, heads in kinds.items():
             rows |= _named(kind, heads, _layer_names(measured, own.shape[2]))
