@@ -69,7 +69,8 @@ def add_input(add: Callable) -> None:
         type=size,
         metavar="PX",
         help="images are resized to it, as 480 or 320x480 (height x width), rounded to patches. "
-        "Default: 480 for networks trained at 224, else twice the training size",
+        "Default: 480 on the shorter side for networks trained at 224 to 479, twice the training "
+        "size below, the training size itself above",
     )
     add("--batch-size", type=positive, default=4, metavar="N", help="images at once (default 4)")
 

@@ -67,23 +67,25 @@ def random_weights(network: Network, seed: int = 0) -> Network:
 
 
 def input_size(config: ImageModelConfig, size: Sequence[int] | int | None) -> tuple[int, int]:
-    """(height, width) that images are resized to: the one asked for, or twice the training size.
+    """(height, width) that images are resized to: the one asked for, or what suits the network.
 
-    None: 480 x 480 for networks trained at 224 (the papers' scores), else twice the training
-    size. Rounded to the nearest multiple of the patch size.
+    None, by the shorter side of the training size: 480 px from 224 to 479 (224 at 480 is the
+    papers'), twice that side below, that side itself above. Rounded to the nearest multiple of the
+    patch size.
 
     Raises:
         ValueError: a size that leaves fewer than 2 x 2 patches.
     """
     if size is None:
-        trained = config.image_size
-        size = (480, 480) if trained == (224, 224) else tuple(2 * side for side in trained)
+        short = min(config.image_size)
+        wanted = 2 * short if short < 224 else max(480, short)
+        size = tuple(side * wanted / short for side in config.image_size)
     size = (size, size) if isinstance(size, int) else tuple(size)
     rounded = tuple(int(side / config.patch_size + 0.5) * config.patch_size for side in size)
     if len(size) != 2 or min(rounded) < 2 * config.patch_size:
         raise ValueError(
             f"size: expected at least two patches of {config.patch_size} px a side, got "
-            f"{' x '.join(str(side) for side in size)}"
+            f"{' x '.join(f'{side:g}' for side in size)}"
         )
     return rounded
 

@@ -19,6 +19,10 @@ def test_default_sizes():
     for config, asked, size in (
         (variants.config("crate-s8"), None, (480, 480)),
         (variants.config("crate-alpha-l14"), None, (476, 476)),  # the multiple of 14 nearest to 480
+        (variants.config("dinov2-s14"), None, (518, 518)),  # its own: twice is 5,476 patches
+        (variants.config("dinov3-s16"), None, (480, 480)),
+        (variants.config("vit-b16", image_size=(384, 512)), None, (480, 640)),
+        (variants.config("vit-b16", image_size=(480, 512)), None, (480, 512)),
         (variants.config("crate-testing"), None, (64, 64)),
         (variants.config("crate-testing", image_size=(32, 48)), None, (64, 96)),
         (variants.config("crate-testing"), 20, (24, 24)),

@@ -44,7 +44,7 @@ def channels(text: str) -> tuple[float, float, float]:
 def add_declarations(add: Callable) -> None:
     """Adds the declarations of `crate_jax.load`, by the `add_argument` of a parser or a group."""
     add("--heads", type=int, metavar="N", help="number of attention heads")
-    add("--pool", choices=("cls", "mean"), help="what the head reads")
+    add("--pool", choices=("cls", "mean", "last_vit"), help="what the head reads")
     add(
         "--image-size",
         "--image_size",

@@ -28,22 +28,24 @@ def weights_of(path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def declare(found: Found) -> None:
+def declare(found: Found) -> str:
     """Takes config.json and preprocessor_config.json beside the weights as their declaration.
+
+    Returns:
+        What is taken for granted because there is none, or "".
 
     Raises:
         ValueError: where they are no JSON objects, or name an activation that is not computed here.
     """
     path = found.file.path
     config = _read(path, "config.json")
-    if config is None:
-        return
     gated = found.family == "dinov3" and any(".mlp.w1." in name for name in found.state)
-    expected = "silu" if gated else "gelu"
-    if config.get("hidden_act", expected) != expected:
+    if config is None:
+        return "gated by SiLU, as released; no config.json says hidden_act" if gated else ""
+    expected, act = "silu" if gated else "gelu", config.get("hidden_act", "gelu")
+    if act != expected:
         raise ValueError(
-            f"hidden_act: expected {expected}, which is computed here, got "
-            f"{config['hidden_act']!r} in config.json"
+            f"hidden_act: expected {expected}, which is computed here, got {act!r} in config.json"
         )
     declared = _taken(config, _FIELDS) | _taken(
         _read(path, "preprocessor_config.json") or {}, _PREPROCESSING
@@ -54,6 +56,7 @@ def declare(found: Found) -> None:
         declared.pop("rope_base", None)
     found.file.declaration = {"config": declared}
     found.file.declared_in = "config.json"
+    return ""
 
 
 def _taken(values: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:

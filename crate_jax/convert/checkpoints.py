@@ -27,6 +27,7 @@ from crate_jax.convert.text import listed
 from crate_jax.models import base
 from crate_jax.models.base import ImageModelConfig, Transformer
 from crate_jax.models.positions import resize_positions
+from crate_jax.models.vit import ViTConfig
 
 # Beside the config's fields, `load` takes these.
 OPTIONS = ("published", "entry", "drop_head", "step")
@@ -76,14 +77,15 @@ def read(
 def _read_file(path: pathlib.Path, options: dict, declared: dict) -> Checkpoint:
     found = identify.find(formats.read(path), options["entry"])
     try:
-        if found.layout.naming == "transformers":
-            beside.declare(found)
+        warning = beside.declare(found) if found.layout.naming == "transformers" else ""
         checkpoint = _of_found(found, options, declared)
     except ValueError as error:
         text = str(error)
         raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from error
     if found.left_out:
         checkpoint.notes.append(f"left out beside the network: {listed(found.left_out)}")
+    if warning:
+        checkpoint.warnings.append(warning)
     if found.others:
         checkpoint.warnings.append(
             f"read entry {found.entry!r}; others with a network: "
@@ -159,14 +161,16 @@ def _vit_pool(found: identify.Found, inferred: dict, declared: Mapping, options:
     """
     stored = (found.file.declaration or {}).get("config", {})
     pool = declared.get("pool") or stored.get("pool")
-    if pool not in (None, "cls", "mean"):
+    if pool is not None and pool not in ViTConfig.pools:
         raise ValueError(
-            f"pool: expected one of cls, mean, got {pool!r}; timm's max and avgmax pooling are not "
-            "computed here"
+            f"pool: expected one of {', '.join(ViTConfig.pools)}, got {pool!r}; timm's max and "
+            "avgmax pooling are not computed here"
         )
     if "pool" not in inferred:
         return inferred | {"norm_before_pool": pool == "mean"}
-    if pool == "cls":  # the one token that is read is normalised after or before, all the same
+    if inferred["pool"] == "cls_mean":
+        return inferred
+    if pool in ("cls", "last_vit"):  # each token that is read is normalised, before or after
         found.state = {_NORM.sub("norm.", name): tensor for name, tensor in found.state.items()}
         return {k: v for k, v in inferred.items() if k != "pool"}
     if pool is None and options["assumed"] is None:
@@ -250,17 +254,19 @@ def load(path: str | os.PathLike, **declared: Any) -> Transformer:
 
     Args:
         path: "scenes", the network that ships; the directory of a run of ours; or a file of CRATE,
-            CRATE-alpha, CRATE-MAE, a ViT in DINO's, DINOv2's, timm's or transformers' names, or a
-            DINOv3 in its authors' or transformers': `.safetensors` (or the index of its parts),
-            `.npz` (CRATE-alpha's JAX names too), or, with the `torch` extra, `.pth`, `.pth.tar`.
+            CRATE-alpha, CRATE-MAE, a ViT in DINO's, DINOv2's, timm's, torchvision's or
+            transformers' names, or a DINOv3 in its authors' or transformers': `.safetensors` (or
+            the index of its parts), `.npz` (CRATE-alpha's JAX names too), or, with the `torch`
+            extra, `.pth`, `.pth.tar`.
             Wrappers' prefixes, an optimiser beside the weights and the like are seen through. The
             format is recognised by content. config.json beside transformers' weights is read, and
             their directory may be given.
         **declared: what tensor shapes do not tell, unless the file says it (those written by
             `python -m crate_jax.convert` to `.safetensors` and `.npz` do, and runs of ours):
             `heads` (always needed but for one head without output map and for flax files);
-            `pool`, "cls" or "mean"; `image_size`, an int or (height, width): the grid of the file's
-            positions where their number fits, else the size that they are resampled to;
+            `pool`, "cls" or "mean", of a ViT also "last_vit"; `image_size`, an int or (height,
+            width): the grid of the file's positions where their number fits, else the size that
+            they are resampled to;
             `positions`, "size", "dino", "antialias" or "notebook", the rule of
             resampling; `lambd` and the other fields in `declare.DECLARABLE`, which else have the
             defaults of the authors' code.

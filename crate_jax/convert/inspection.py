@@ -11,6 +11,7 @@ from crate_jax.convert.text import listed, printable
 _NAMINGS = {
     "flax": "the authors' JAX code",
     "pytorch": "PyTorch",
+    "torchvision": "torchvision",
     "transformers": "transformers (Hugging Face)",
 }
 

@@ -22,7 +22,7 @@ class Layout:
 
     Attributes:
         family: of networks, as in `variants.FAMILIES`.
-        naming: whose names: "pytorch" (the authors'), "flax", "transformers".
+        naming: whose names: "pytorch" (the authors'), "flax", "torchvision", "transformers".
         signature: a pattern that a name of this layout matches, and none of those after it.
         facts: what the shapes tell of the config.
         rows: the table of names for a config.
@@ -61,8 +61,9 @@ def _vit(config: Any) -> tuple[Row, ...]:
 
 
 def _vit_unused(config: Any) -> dict[str, Any]:
-    """DINOv2's token for masked patches, which only training uses."""
-    return {"mask_token": np.zeros((1, config.dim), np.float32)} if config.layer_scale else {}
+    """DINOv2's token for masked patches, which only training uses; others' (iBOT, transformers)."""
+    zeros = np.zeros((1, config.dim), np.float32) if config.layer_scale else None
+    return {"mask_token": zeros, "masked_embed": None}
 
 
 def _dinov3(config: Any) -> tuple[Row, ...]:
@@ -131,6 +132,16 @@ LAYOUTS = (
         head=("head.",),
         unused=_vit_unused,
         spelling=spellings.dino,
+    ),
+    Layout(
+        "vit",
+        "torchvision",
+        r"encoder\.layers\.encoder_layer_\d+\.self_attention\.",
+        shapes.vit,
+        _vit,
+        head=("head.",),
+        unused=_vit_unused,
+        spelling=spellings.torchvision,
     ),
     Layout(
         "dinov3",

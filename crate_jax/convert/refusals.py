@@ -16,6 +16,7 @@ REFUSALS = (
         r"attn_pool\.|head\.attention\.",
         "",
     ),
+    ("a stem of convolutions (torchvision's)", r"(conv_proj|patch_embed\.proj)\.conv_", ""),
     ("query/key norm", r".*\.(attn|attention)\.(q|k)_norm\.", ""),
     ("inner norms (BEiT-3, EVA-02)", r".*\.(attn|mlp)\.(norm|inner_attn_ln|ffn_ln)\.", ""),
     ("AIMv2", r".*\.mlp\.fc1_[gx]\.|patch_embed\.norm\.", ""),

@@ -176,6 +176,8 @@ def vit(s: Shapes) -> dict[str, Any]:
     # timm names its last norm after what it does.
     if "fc_norm.weight" in s:
         inferred |= {"pool": "mean", "norm_before_pool": False}
+    elif inferred["classes"] and s.axis("head.weight", 1, 2) == 2 * inferred["dim"]:
+        inferred["pool"] = "cls_mean"  # transformers' classifiers of DINOv2
     return inferred
 
 

@@ -33,6 +33,20 @@ TRANSFORMERS = (
     (r"^layernorm\.", "norm."),
     (r"^classifier\.", "head."),
 )
+TORCHVISION = (
+    (r"^class_token$", "cls_token"),
+    (r"^conv_proj\.", "patch_embed.proj."),
+    (r"^encoder\.pos_embedding$", "pos_embed"),
+    (r"^encoder\.layers\.encoder_layer_", "blocks."),
+    (r"\.ln_(\d)\.", r".norm\1."),
+    (r"\.self_attention\.in_proj_", ".attn.qkv."),
+    (r"\.self_attention\.out_proj\.", ".attn.proj."),
+    (r"\.mlp\.(0|linear_1)\.", ".mlp.fc1."),  # by number since torchvision 0.14
+    (r"\.mlp\.(3|linear_2)\.", ".mlp.fc2."),
+    (r"^encoder\.ln\.", "norm."),
+    (r"^heads\.head\.", "head."),
+    (r"^heads\.pre_logits\.", "pre_logits."),
+)
 _GATED = (
     (r"\.mlp\.gate_proj\.", ".mlp.w1."),
     (r"\.mlp\.up_proj\.", ".mlp.w2."),
@@ -60,6 +74,11 @@ def transformers(state: State) -> dict[str, Any]:
     renamed = _renamed(state, (*TRANSFORMERS, *_GATED))
     renamed = _joined(renamed, r"(.*\.attn\.)[qkv]\.(weight|bias)$", ("q", "k", "v"), "qkv")
     return _joined(renamed, r"(.*\.mlp\.)w[12]\.(weight|bias)$", ("w1", "w2"), "w12")
+
+
+def torchvision(state: State) -> dict[str, Any]:
+    """torchvision's names -> DINO's."""
+    return _renamed(state, TORCHVISION)
 
 
 def transformers_dinov3(state: State) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from crate_jax.convert import names
 from crate_jax.convert.layouts import Layout
@@ -17,10 +18,14 @@ _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 @functools.lru_cache(maxsize=8)
+def _abstract(config: ImageModelConfig, dtype: Any = jnp.float32) -> tuple[nnx.GraphDef, Any]:
+    """Definition and parameters' shapes of a network: tracing one takes as long as reading it."""
+    return base.split(variants.abstract(config, dtype=dtype))
+
+
 def shapes(config: ImageModelConfig) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every parameter of a network."""
-    _, params = base.split(variants.abstract(config))
-    return {path: leaf.shape for path, leaf in names.flatten(params)}
+    return {path: leaf.shape for path, leaf in names.flatten(_abstract(config)[1])}
 
 
 def misfits(state: Mapping[str, Any], config: ImageModelConfig, layout: Layout) -> list[str]:
@@ -115,7 +120,7 @@ def to_state(
 
 def build(params: Mapping[str, Any], config: ImageModelConfig, dtype: Any = None) -> Transformer:
     """A network with these parameters, in float32."""
-    definition, _ = base.split(variants.abstract(config, dtype=dtype or jnp.float32))
+    definition, _ = _abstract(config, dtype or jnp.float32)
     weights = {path: jnp.asarray(x, jnp.float32) for path, x in params.items()}
     return base.merge(definition, names.unflatten(weights))
 

@@ -54,9 +54,10 @@ class ImageModelConfig:
     heads: int = described(12, "of attention")
     head_dim: int = described(None, "None: dim / heads")
     classes: int = described(1000, "0: no head; the features are returned as logits")
-    pool: Literal["cls", "mean", "last_vit"] = described(
+    pool: Literal["cls", "mean", "last_vit", "cls_mean"] = described(
         "cls",
-        "what the head reads: cls, mean of tokens, or last_vit (patches alone, models/pooling.py)",
+        "what the head reads: cls, mean of tokens, last_vit (patches alone, models/pooling.py), or "
+        "cls_mean (both side by side, as DINOv2's linear heads)",
     )
     positions: Rule = described(
         "size", f"how positions are resampled to another image size: {', '.join(RULES)}"
@@ -317,7 +318,7 @@ class Transformer(nnx.Module, Generic[Config]):
         """[b, h, w, 3] -> patch tokens [b, n, d], before positions."""
 
     @abc.abstractmethod
-    def pool(self, z: Tokens) -> Float[Array, "b d"]:
+    def pool(self, z: Tokens) -> Float[Array, "b features"]:
         """Tokens after the last layer -> features, one vector an image."""
 
     @abc.abstractmethod

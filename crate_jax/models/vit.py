@@ -34,7 +34,7 @@ class ViTConfig(ImageModelConfig):
 
     family: ClassVar[str] = "vit"
     takes_registers: ClassVar[bool] = True
-    pools: ClassVar[tuple[str, ...]] = ("cls", "mean", "last_vit")
+    pools: ClassVar[tuple[str, ...]] = ("cls", "mean", "last_vit", "cls_mean")
 
     ffn: FFN = described("mlp", "second operator of a layer: mlp, or swiglu, which is gated")
     mlp_ratio: float = described(4.0, "inner width of that operator by dim")
@@ -48,6 +48,11 @@ class ViTConfig(ImageModelConfig):
         super().__post_init__()
         self.expect("ffn", get_args(FFN))
         self.expect_finite("mlp_ratio", least=1 / self.dim)  # at least one hidden unit
+
+    @property
+    def features(self) -> int:
+        """Width of what the head reads."""
+        return 2 * self.dim if self.pool == "cls_mean" else self.dim
 
 
 class MHSA(nnx.Module):
@@ -168,7 +173,8 @@ class ViT(Transformer[ViTConfig]):
     """Patch embedding, [CLS] and positions, MHSA and MLP layers with skips, LN, Linear.
 
     With `pool="cls"` features are LN(z)[CLS]; with `pool="mean"` they are LN(mean of the patch
-    tokens), timm's `fc_norm`, or the mean of LN(z) with `norm_before_pool`. Weights start from a
+    tokens), timm's `fc_norm`, or the mean of LN(z) with `norm_before_pool`; with `pool="cls_mean"`
+    LN(z)[CLS] and the mean of LN(z), 2d numbers, as DINOv2's classifiers. Weights start from a
     normal of deviation 0.02 (DINO truncates it at +-2, a hundred deviations), biases from zero.
     """
 
@@ -193,7 +199,7 @@ class ViT(Transformer[ViTConfig]):
             self.registers = nnx.Param(normal(rngs.params(), (1, c.registers, c.dim)))
         self.layers = nnx.List([self._layer(rngs, init) for _ in range(c.depth)])
         self.norm = layer_norm(c.dim, c.epsilon, rngs)
-        self.head = linear(c.dim, c.classes, rngs=rngs, **init) if c.classes else None
+        self.head = linear(c.features, c.classes, rngs=rngs, **init) if c.classes else None
 
     def _layer(self, rngs: nnx.Rngs, init: LinearOptions) -> Layer:
         c = self.config
@@ -219,16 +225,19 @@ class ViT(Transformer[ViTConfig]):
         """LN(z) of all tokens: what DINOv2's and timm's code call a layer's features."""
         return self.norm(z)
 
-    def pool(self, z: Tokens) -> Float[Array, "b d"]:
-        """LN(z)[CLS], LN of the mean over the patch tokens, the mean of LN(z), or LaSt-ViT's."""
-        if self.config.pool == "cls":
+    def pool(self, z: Tokens) -> Float[Array, "b features"]:
+        """LN(z)[CLS], LN of the patches' mean, the mean of LN(z), both of these, or LaSt-ViT's."""
+        c, patches = self.config, z[:, 1 + self.config.registers :]
+        if c.pool == "cls":
             return self.norm(z[:, 0])
-        patches = z[:, 1 + self.config.registers :]
-        if self.config.pool == "last_vit":
+        if c.pool == "last_vit":
             return pooling.last_vit(self.norm(patches))
-        if self.config.norm_before_pool:
-            return jnp.mean(self.norm(patches), axis=1, dtype=jnp.float32)
-        return self.norm(jnp.mean(patches, axis=1, dtype=jnp.float32))
+        if c.pool == "mean" and not c.norm_before_pool:
+            return self.norm(jnp.mean(patches, axis=1, dtype=jnp.float32))
+        mean = jnp.mean(self.norm(patches), axis=1, dtype=jnp.float32)
+        if c.pool == "mean":
+            return mean
+        return jnp.concatenate([self.norm(z[:, 0]).astype(jnp.float32), mean], axis=-1)
 
     def classify(self, features: Float[Array, "b d"]) -> Float[Array, "b classes"]:
         """Features [b, d] -> logits [b, classes]."""

@@ -99,6 +99,8 @@ def segment(
         ValueError: options that do not fit the network, annotations that do not tell the images'
             ids, an `out` of other settings or of something else, or another process at work there.
     """
+    # Rows that no image fills are computed too.
+    options = dataclasses.replace(options, batch_size=min(options.batch_size, len(names)))
     layer = inference.layer_index(network.config, options.layer, options.method)
     size = inference.input_size(network.config, options.size)
     grid = inference.grid_of(network.config, size)

@@ -179,6 +179,69 @@ def test_preprocessing_and_activation_beside_the_weights(tmp_path):
         crate_jax.load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["hf_dinov2_mini", "hf_dinov2_reg_mini"])
+def test_classifiers_of_dinov2_read_cls_beside_the_mean(name, tmp_path, run, error):
+    """`Dinov2ForImageClassification` and its like with registers."""
+    arrays, state = arrays_of(name), state_of(name)
+    rng = np.random.default_rng(0)
+    head = {"weight": rng.normal(size=(5, 64)), "bias": rng.normal(size=5)}
+    prefix = "dinov2." if name == "hf_dinov2_mini" else "dinov2_with_registers."
+    state = {prefix + k: v for k, v in state.items()}
+    state |= {f"classifier.{k}": v.astype(np.float32) for k, v in head.items()}
+    safetensors.numpy.save_file(state, tmp_path / "model.safetensors")
+    shutil.copy(REFERENCE / f"{name}.config.json", tmp_path / "config.json")
+    model = crate_jax.load(tmp_path)
+    grid = grids(arrays)[0]
+    last = arrays[f"{grid}last_hidden_state"].astype(np.float64)
+    patches = last[:, 1 + model.config.registers :]
+    features = np.concatenate([last[:, 0], patches.mean(axis=1)], axis=1)
+    logits, out = run(model, arrays[f"{grid}images"].transpose(0, 2, 3, 1))
+    assert error(out["features"], features) < 1e-5
+    assert error(logits, features @ head["weight"].T + head["bias"]) < 1e-5
+    with pytest.raises(ValueError, match="pool: declared as 'mean', but inferred"):
+        crate_jax.load(tmp_path, pool="mean")
+    checkpoints.save(model, tmp_path / "y.safetensors")
+    assert crate_jax.load(tmp_path / "y.safetensors").config == model.config
+    assert crate_jax.load(tmp_path, drop_head=True).config.pool == "cls"
+
+
+@pytest.mark.parametrize("name", ["mask_token", "masked_embed"])
+def test_tokens_of_masked_training_change_nothing(name, write, tmp_path):
+    state = state_of("timm_vit_mini")
+    masked = write(state | {name: np.ones((1, 32), np.float32)})
+    declared = DECLARED["timm_vit_mini"]
+    expected, got = (
+        checkpoints.read(path, **declared)
+        for path in (REFERENCE / "timm_vit_mini.safetensors", masked)
+    )
+    assert got.config == expected.config
+    assert set(got.params) == set(expected.params)
+    checkpoints.save(got, tmp_path / "y.npz")
+    with np.load(tmp_path / "y.npz") as again:
+        assert set(again.files) == {*state, name}
+
+
+def test_the_activation_of_a_gated_dinov3_is_said_or_refused(tmp_path):
+    rng, state = np.random.default_rng(0), state_of("hf_dinov3_mini")
+    for i in range(10):
+        if (up := state.get(f"layer.{i}.mlp.up_proj.weight")) is not None:
+            state[f"layer.{i}.mlp.gate_proj.weight"] = rng.normal(size=up.shape).astype(np.float32)
+            state[f"layer.{i}.mlp.gate_proj.bias"] = np.zeros(len(up), np.float32)
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file(state, path)
+    found = checkpoints.read(path, heads=2)
+    assert found.config.ffn == "swiglu"
+    assert any("gated by SiLU" in text for text in found.warnings)
+    config = json.loads((REFERENCE / "hf_dinov3_mini.config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_act": "silu"}))
+    assert not checkpoints.read(path).warnings
+    for said in ({"hidden_act": "gelu"}, {}):  # which is what transformers takes unless told
+        rest = {k: v for k, v in config.items() if k != "hidden_act"}
+        (tmp_path / "config.json").write_text(json.dumps(rest | said))
+        with pytest.raises(ValueError, match="hidden_act: expected silu"):
+            crate_jax.load(path)
+
+
 def test_parts_and_their_index(tmp_path):
     state = state_of("hf_dinov2_reg_mini")
     names = sorted(state)

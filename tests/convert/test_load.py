@@ -340,7 +340,7 @@ class TestViT:
         with pytest.raises(ValueError, match=r"pool: undeclared, .*declare pool=mean"):
             crate_jax.load(path, heads=4)
         for pool in ("avgmax", "max"):
-            with pytest.raises(ValueError, match=f"pool: expected one of cls, mean, got '{pool}'"):
+            with pytest.raises(ValueError, match=f"pool: expected one of cls, .*, got '{pool}'"):
                 crate_jax.load(path, heads=4, pool=pool)
 
     @pytest.mark.parametrize("ratio", [2.7, 4.0, 8 / 3])
