@@ -5,6 +5,9 @@ Nothing else is imported until it is called, so that `import crate_jax` takes no
 """
 
 import os
+import signal
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 from crate_jax._version import __version__
@@ -13,6 +16,17 @@ if TYPE_CHECKING:
     from crate_jax.models.base import Transformer
 
 __all__ = ["__version__", "load"]
+
+
+def _leave(number: int, frame: types.FrameType | None) -> None:
+    del number, frame
+    os.write(2, b"stopped by Ctrl-C\n")
+    os._exit(130)
+
+
+# `python -m` looks up a command of ours: until `command_line.run` there is nothing to put in order.
+if sys.argv[:1] == ["-m"]:
+    signal.signal(signal.SIGINT, _leave)
 
 
 def load(path: str | os.PathLike, **declared: Any) -> "Transformer":

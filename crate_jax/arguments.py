@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import pathlib
 from collections.abc import Callable
 
@@ -23,8 +24,10 @@ def numbers(kind: Callable, name: str) -> Callable[[str], tuple]:
 
 
 def path(text: str) -> pathlib.Path:
-    """A path; shells leave the ~ of --out=~/x alone."""
-    return pathlib.Path(text).expanduser()
+    """A path, not the current folder by way of nothing; shells leave the ~ of --out=~/x alone."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got nothing")
+    return pathlib.Path(os.path.expanduser(text))
 
 
 def positive(text: str) -> int:

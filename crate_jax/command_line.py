@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import io
 import logging
-import multiprocessing
 import os
 import pathlib
 import re
@@ -128,23 +127,6 @@ def _listening(pressed: list[int]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-def _leave(number: int, frame: types.FrameType | None) -> None:
-    del number, frame
-    os.write(2, b"stopped by Ctrl-C\n")
-    os._exit(130)
-
-
-def _starting() -> bool:
-    """Whether Python was started for one of our commands, and is still importing it."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    ours = spec is not None and spec.name.partition(".")[0] == "crate_jax"
-    return ours and multiprocessing.parent_process() is None
-
-
-if _starting():  # until `run` there is nothing to put in order
-    signal.signal(signal.SIGINT, _leave)
 
 
 def say(line: str) -> None:

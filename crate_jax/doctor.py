@@ -350,7 +350,7 @@ def shadows(place: str | os.PathLike = ".") -> Results:
 
 def room(workdir: str, shared: str = "/dev/shm") -> Results:
     """Whether a run can write where its workdir would be, and for the batches of input workers."""
-    path = pathlib.Path(workdir).expanduser().absolute()
+    path = pathlib.Path(os.path.expanduser(workdir)).absolute()
     path = next(p for p in (path, *path.parents) if p.exists())
     free = shutil.disk_usage(path).free / 2**30
     if not path.is_dir() or not os.access(path, os.W_OK):
@@ -374,7 +374,7 @@ def room(workdir: str, shared: str = "/dev/shm") -> Results:
 
 def folder(place: str) -> Results:
     """The data in one folder, recognised by a file of its layout, counted by its reader."""
-    path = pathlib.Path(place).expanduser()
+    path = pathlib.Path(os.path.expanduser(place))
     for layout, patterns in _LAYOUTS.items():
         if file := next((file for pattern in patterns for file in path.glob(pattern)), None):
             try:

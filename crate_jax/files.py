@@ -2,16 +2,46 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 import secrets
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.partial", re.DOTALL)
+
+
+def kind(mode: int) -> str:
+    """What something on the disk is, by its `st_mode`, where it is no regular file."""
+    kinds = {
+        **{stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"},
+        stat.S_IFLNK: "a symbolic link",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def destination(path: str | os.PathLike) -> Path:
+    """Where a file of this name is written: a symbolic link stays one, and is written through.
+
+    Raises:
+        OSError: what is there is no file, or there is no permission to write in its folder.
+    """
+    real = Path(os.path.realpath(path))
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        mode = real.lstat().st_mode
+        if not stat.S_ISREG(mode):
+            got = "a link to itself" if stat.S_ISLNK(mode) else kind(mode)
+            raise OSError(f"{path}: expected a file, or a new name, to write to, got {got}")
+    nearest = next(parent for parent in real.parents if os.path.lexists(parent))
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        problem = "no permission to write" if nearest.is_dir() else "no folder"
+        raise OSError(f"{path}: expected a folder that can be written, got {problem} at {nearest}")
+    return real
 
 
 @contextlib.contextmanager
@@ -22,10 +52,10 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
     disk, and then takes the name in one step. Missing parent folders are made.
 
     Raises:
-        OSError: the folder cannot be written or the disk is full; what was at `path` before is
-            still there.
+        OSError: what is there is no file, the folder cannot be written, or the disk is full; what
+            was at `path` before is still there.
     """
-    path = Path(os.path.realpath(path))  # a symbolic link stays one, and is written through
+    path = destination(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not `tempfile`: its files are private (0600), and a web server could not read the result.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
@@ -158,8 +188,16 @@ class Lock(contextlib.AbstractContextManager):
             ValueError: its process lives.
         """
         try:
+            if not stat.S_ISREG(mode := self.path.lstat().st_mode):  # a pipe would be waited for
+                raise OSError(f"{self.path}: expected a lock, a file, got {kind(mode)}; remove it")
             seen = self._read()
             alive, until = _is_alive(_holder(seen[0])), time.monotonic() + _PATIENCE
+            if alive is None:
+                logging.warning(
+                    "%s: waiting for a sign of life of %s, which holds %s; it is taken over after "
+                    "%.0f s without one",
+                    *(self.path.parent, _described(_holder(seen[0])), self.path.name, _PATIENCE),
+                )
             while alive is None and time.monotonic() < until:
                 time.sleep(min(1.0, _PATIENCE / 10))
                 now = self._read()
@@ -196,7 +234,7 @@ def _holder(content: bytes) -> Mapping:
     """Who holds a lock; empty where its file is being written, or damaged."""
     try:
         found = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     whole_record = isinstance(found, dict) and {"host", "namespace", "pid", "since"} <= set(found)
     return found if whole_record and isinstance(found["pid"], int) else {}

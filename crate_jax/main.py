@@ -11,6 +11,7 @@ Run the same command again to resume. A configs/NAME.py that is not in the curre
 taken from the package.
 """
 
+import functools
 import logging
 import os
 import pathlib
@@ -18,6 +19,7 @@ import re
 import sys
 import threading
 import traceback
+from collections.abc import Callable, Mapping
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -110,7 +112,7 @@ def main(argv: list[str]) -> int:
     return status
 
 
-def parse_flags(argv: list[str], required: tuple[str, ...] = ("config", "workdir")) -> list[str]:
+def parse_flags(argv: list[str], required: tuple[str, ...]) -> list[str]:
     """absl's parsing.
 
     Raises:
@@ -144,8 +146,22 @@ def _short(message: str) -> str:
     return f"--config: {said[1]}" if ours and said else message
 
 
-def run() -> None:
-    """The command line."""
+def start(
+    name: str,
+    text: str,
+    metavars: Mapping[str, str],
+    work: Callable[[list[str]], int],
+    required: tuple[str, ...] = ("config", "workdir"),
+) -> None:
+    """Runs a command whose flags absl parses, and ends the process.
+
+    Args:
+        name: of the command.
+        text: its help.
+        metavars: its flags.
+        work: what it does; returns the exit status.
+        required: the flags that must be given.
+    """
     # A thread of a library that dies of a full disk, say: what follows from it is said in one line.
     threading.excepthook = lambda fault: logging.debug("thread", exc_info=fault.exc_value)
     sys.unraisablehook = lambda fault: logging.debug("unraisable", exc_info=fault.exc_value)
@@ -153,14 +169,19 @@ def run() -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     sys.argv[1:] = command_line.with_packaged_configs(sys.argv[1:])
-    parser = command_line.of_flags("python -m crate_jax.main", __doc__, _METAVARS)
+    parser = command_line.of_flags(f"python -m crate_jax.{name}", text, metavars)
     command_line.answer(parser, sys.argv[1:], keys.known)
     try:
-        app.run(main, flags_parser=parse_flags)
+        app.run(work, flags_parser=functools.partial(parse_flags, required=required))
     except SystemExit as ended:
         if ended.code == 2:
             _end(2)
         raise
+
+
+def run() -> None:
+    """The command line."""
+    start("main", __doc__, _METAVARS, main)
 
 
 def _end(status: int) -> None:

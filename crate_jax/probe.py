@@ -12,16 +12,16 @@ what a PyTorch file does not tell, as for `python -m crate_jax.convert`.
 """
 
 import argparse
-import functools
 import json
+import os
 import sys
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
-from crate_jax import command_line, keys
+from crate_jax import command_line, files
 from crate_jax.convert import arguments
-from crate_jax.main import parse_flags
+from crate_jax.main import start
 
 # `--config` is crate_jax.main's.
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "scenes, a run's directory or a file.")
@@ -49,28 +49,26 @@ def main(argv: list[str]) -> int:
     """Prints the scores; returns the exit status."""
     del argv
     import crate_jax
-    from crate_jax import files
     from crate_jax.config import resolve
     from crate_jax.training import probing
 
+    out = os.path.expanduser(_OUT.value or "")
+    if out:
+        files.destination(out)  # said before all work
     config = resolve(flags.FLAGS.config)
     model = crate_jax.load(_CHECKPOINT.value, image_size=config.data.image_size, **_declared())
     scores = probing.probe(model, config)
     print(f"k-NN (20 neighbours)  top-1 {scores['knn_top1']:.4f}")
     print(f"linear probe          top-1 {scores['linear_top1']:.4f}  l2 {scores['linear_l2']:g}")
     print(f"{scores['train_images']:,} images for fitting, {scores['images']:,} held out")
-    if _OUT.value:
-        files.write_atomically(_OUT.value, json.dumps(scores, indent=2) + "\n")
+    if out:
+        files.write_atomically(out, json.dumps(scores, indent=2) + "\n")
     return 0
 
 
 def run() -> None:
     """The command line."""
-    sys.argv[1:] = command_line.with_packaged_configs(sys.argv[1:])
-    parser = command_line.of_flags("python -m crate_jax.probe", __doc__, _METAVARS)
-    command_line.answer(parser, sys.argv[1:], keys.known)
-    required = ("config", "checkpoint")
-    app.run(main, flags_parser=functools.partial(parse_flags, required=required))
+    start("probe", __doc__, _METAVARS, main, required=("config", "checkpoint"))
 
 
 if __name__ == "__main__":

@@ -156,12 +156,15 @@ def test_a_reader_that_goes_away_is_no_error(command):
 @pytest.mark.parametrize(
     ("arguments", "module"),
     [
+        (["main", "--config=configs/scenes_tiny.py", "--workdir=RUN"], "absl"),
         (["main", "--config=configs/scenes_tiny.py", "--workdir=RUN"], "jax.numpy"),
         (["main", "--config=configs/scenes_tiny.py", "--workdir=RUN"], "crate_jax.training.loop"),
+        (["probe", "--config=configs/scenes_tiny.py", "--checkpoint=RUN"], "ml_collections"),
         (["probe", "--config=configs/scenes_tiny.py", "--checkpoint=RUN"], "jax.numpy"),
+        (["keys"], "crate_jax.command_line"),
         (["convert", "--source=RUN", "--target=x.npz"], "numpy.linalg"),
         (["convert", "--source=RUN", "--target=x.npz"], "jax.numpy"),
-        (["data.prepare", "folder", "--source=RUN", "--out=OUT"], "numpy.linalg"),
+        (["data.prepare", "folder", "--source=RUN", "--out=OUT"], "numpy"),
         (["data.prepare", "folder", "--source=RUN", "--out=OUT"], "crate_jax.data.folders"),
     ],
 )

@@ -69,9 +69,9 @@ def test_a_lock_is_given_back_after_an_exception_and_can_be_taken_again(tmp_path
     assert os.listdir(tmp_path / "new") == []
 
 
-@pytest.mark.parametrize("content", ["elsewhere", "", "{", "[]", '{"pid": "1"}'])
+@pytest.mark.parametrize("content", ["elsewhere", "", "{", "[]", "[" * 10**5, '{"pid": "1"}'])
 def test_a_holder_that_cannot_be_seen_is_given_up_after_no_sign_of_life(
-    tmp_path, monkeypatch, content
+    tmp_path, monkeypatch, caplog, content
 ):
     monkeypatch.setattr(files, "_PATIENCE", 0.3)
     path = tmp_path / ".lock"
@@ -81,6 +81,8 @@ def test_a_holder_that_cannot_be_seen_is_given_up_after_no_sign_of_life(
     path.write_text(content)
     with Lock(path):
         assert json.loads(path.read_text())["pid"] == os.getpid()
+    holder = "process 1 on elsewhere since then" if "host" in content else "a process that is just"
+    assert f"{tmp_path}: waiting for a sign of life of {holder}" in caplog.text
 
 
 def test_a_holder_on_another_machine_that_gives_signs_of_life_is_not_given_up(
@@ -135,6 +137,47 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
         files.write_atomically(path, b"longer than before")
     assert path.read_text("utf-8") == "ä"
     assert [p.name for p in path.parent.iterdir()] == ["b.txt"]
+
+
+def special_files(folder):
+    """By name, what is no file but may stand where one is to be written; and what it is called."""
+    os.mkfifo(folder / "pipe")
+    socket.socket(socket.AF_UNIX).bind(os.path.relpath(folder / "socket"))
+    (folder / "folder").mkdir()
+    for name, leads in (("circle", "circle"), ("device", os.devnull), ("to_pipe", "pipe")):
+        (folder / name).symlink_to(leads)
+    kinds = {"pipe": "a named pipe", "to_pipe": "a named pipe", "socket": "a socket"}
+    return kinds | {"folder": "a folder", "circle": "a link to itself", "device": "a device"}
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the name of a socket may have 107 bytes
+    for name, kind in special_files(tmp_path).items():
+        before = os.stat(name, follow_symlinks=False)
+        with pytest.raises(OSError, match=f"expected a file, or a new name, .* got {kind}"):
+            files.write_atomically(tmp_path / name, "x")
+        assert os.stat(name, follow_symlinks=False) == before
+    (tmp_path / "link").symlink_to("new")
+    files.write_atomically("link", "x")
+    assert (tmp_path / "new").read_text() == "x"
+    with pytest.raises(OSError, match=f"got no folder at {tmp_path / 'new'}"):
+        files.destination(tmp_path / "new" / "y" / "z")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(OSError, match=f"got no permission to write at {tmp_path}"):
+        files.destination(tmp_path / "a" / "b")
+
+
+def test_a_lock_that_is_no_file(tmp_path):
+    for number, make in enumerate((os.mkfifo, os.mkdir, lambda path: path.symlink_to("nowhere"))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        make(folder / ".lock")
+        with pytest.raises(OSError, match="expected a lock, a file, got a"):
+            Lock(folder / ".lock").__enter__()
 
 
 def test_only_our_own_temporary_files_are_removed(tmp_path):

@@ -96,6 +96,22 @@ def test_command_line(tmp_path):
     assert f"{scores['linear_top1']:.4f}" in done.stdout
 
 
+def test_where_scores_cannot_be_written_is_said_before_all_work(tmp_path):
+    out = tmp_path / "folder"
+    out.mkdir()
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "crate_jax.probe"),
+            *("--checkpoint=none", f"--config={runs.TINY}:4", f"--out={out}"),
+        ],
+        cwd=runs.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {out}: expected a file, or a new name, to write to")
+
+
 def test_declarations_are_those_of_every_command():
     with flagsaver.flagsaver(heads="4", mean="0.5", std="1,2,3", pool="mean", epsilon="1e-5"):
         declared = probe._declared()

@@ -91,7 +91,7 @@ def convert(source: str, target: str, with_run: bool = False, **declared) -> str
             f"--with-run: expected a target in .safetensors or .npz, which have metadata, got "
             f"{target}"
         )
-    files.remove_partial([os.path.realpath(target)])  # of a conversion that was killed
+    files.remove_partial([files.destination(target)])  # of a conversion that was killed
     checkpoint = checkpoints.read(source, **declared)
     config = checkpoint.config
     if with_run:

@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import os
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,12 +26,10 @@ from crate_jax.convert.text import listed
 from crate_jax.models import base
 from crate_jax.models.base import ImageModelConfig, Transformer
 from crate_jax.models.positions import resize_positions
-from crate_jax.models.vit import ViTConfig
 
 # Beside the config's fields, `load` takes these.
 OPTIONS = ("published", "entry", "drop_head", "step")
 _HEAD = ("head_norm", "head_hidden", "head")
-_NORM = re.compile(r"^fc_norm\.")
 
 
 @dataclasses.dataclass
@@ -106,13 +103,14 @@ def _of_found(found: identify.Found, options: dict, declared: dict) -> Checkpoin
         )
     inferred = identify.facts(found, declare.declared_size(found, declared))
     if found.family == "vit":
-        inferred = _vit_pool(found, inferred, declared, options)
+        inferred = declare.vit_pool(found, inferred, declared, options["assumed"])
     settled = _settle(found, inferred, declared, options)
     file_config = _at_files_size(settled)
     weights.check(found.state, file_config, found.layout)
     unused = found.layout.unused(file_config)
     wanted = {*weights.expected(file_config, found.layout), *unused} & set(found.state)
     state = {name: formats.to_array(name, found.state[name]) for name in sorted(wanted)}
+    _check_finite({name: values for name, values in state.items() if name not in unused})
     params = weights.to_params(state, file_config, found.layout)
     carried = {name: state[name] for name in unused if name in state}
     _check_constant(carried, unused)
@@ -127,6 +125,17 @@ def _of_found(found: identify.Found, options: dict, declared: dict) -> Checkpoin
         notes.append(f"positions resampled from {rows} x {columns} patches")
     source = str(found.file.path)
     return Checkpoint(settled.config, params, settled.origin, source, carried, notes)
+
+
+def _check_finite(weights: Mapping[str, np.ndarray], where: str = "") -> None:
+    """Raises ValueError where a number is none in float32, with which all is computed."""
+    with np.errstate(over="ignore"):
+        bad = [n for n, x in weights.items() if not np.isfinite(np.asarray(x, np.float32)).all()]
+    if bad:
+        raise ValueError(
+            f"{where}expected finite weights, got NaN or infinity in {listed(bad)} ({len(bad)} of "
+            f"{len(weights)} tensors); the file is damaged or of a run that diverged, take another"
+        )
 
 
 def _check_constant(carried: Mapping[str, np.ndarray], unused: Mapping[str, Any]) -> None:
@@ -150,36 +159,6 @@ def _settle(found: identify.Found, inferred: dict, declared: Mapping, options: M
     except ValueError as error:
         more = declare.misfits(found, inferred)
         raise ValueError("\n  ".join([str(error), *more])) from error
-
-
-def _vit_pool(found: identify.Found, inferred: dict, declared: Mapping, options: Mapping) -> dict:
-    """What is inferred of a ViT, with its pooling: by timm's name of the last norm, and declared.
-
-    timm calls it `fc_norm` where it follows the pooling, which may be the mean, the maximum or half
-    of both, and `norm` where it precedes the pooling. Which of the three must be declared, but by a
-    run that begins with these weights and has a head of its own.
-    """
-    stored = (found.file.declaration or {}).get("config", {})
-    pool = declared.get("pool") or stored.get("pool")
-    if pool is not None and pool not in ViTConfig.pools:
-        raise ValueError(
-            f"pool: expected one of {', '.join(ViTConfig.pools)}, got {pool!r}; timm's max and "
-            "avgmax pooling are not computed here"
-        )
-    if "pool" not in inferred:
-        return inferred | {"norm_before_pool": pool == "mean"}
-    if inferred["pool"] == "cls_mean":
-        return inferred
-    if pool in ("cls", "last_vit"):  # each token that is read is normalised, before or after
-        found.state = {_NORM.sub("norm.", name): tensor for name, tensor in found.state.items()}
-        return {k: v for k, v in inferred.items() if k != "pool"}
-    if pool is None and options["assumed"] is None:
-        raise ValueError(
-            "pool: undeclared, and the last norm's name (fc_norm) tells only that pooling precedes "
-            "it: declare pool=mean (--pool=mean) for timm's global_pool='avg'; its avgmax and max "
-            "are not computed here"
-        )
-    return inferred
 
 
 def _at_files_size(settled: declare.Declared) -> ImageModelConfig:
@@ -225,6 +204,7 @@ def _read_workdir(path: pathlib.Path, options: dict, declared: dict) -> Checkpoi
             raise ValueError(f"{name}: expected a file, got the directory {path}")
     params, config, step = run_directory.read(path, options["step"])
     flat = {p: np.asarray(x) for p, x in names.flatten(params)}
+    _check_finite(flat, f"{path} at step {step}: ")
     given = {k: declare.plain(k, v) for k, v in declared.items() if v is not None}
     wrong = [
         f"{name}: declared as {value!r}, but the run's config says {getattr(config, name, None)!r}"

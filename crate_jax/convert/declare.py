@@ -17,6 +17,7 @@ from crate_jax.convert import published, weights
 from crate_jax.convert.identify import Found
 from crate_jax.models import variants
 from crate_jax.models.base import ImageModelConfig
+from crate_jax.models.vit import ViTConfig
 
 # Fields of a config that a user may declare; the others are read off the shapes.
 DECLARABLE = (
@@ -38,6 +39,7 @@ DECLARABLE = (
 )
 # These choose how a network is looked at; declaring them anew contradicts nothing.
 _CHOICES = ("image_size", "positions")
+_NORM = re.compile(r"^fc_norm\.")
 _DEFAULT = "default of the code"
 _CONFIG = "config.model"  # of the run that starts from the file
 
@@ -168,6 +170,44 @@ def declare(
         if name in fields:
             origin.setdefault(name, _DEFAULT)
     return Declared(config, origin, resized_from)
+
+
+def vit_pool(
+    found: Found,
+    inferred: dict[str, Any],
+    declared: Mapping[str, Any],
+    assumed: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What is inferred of a ViT, with its pooling: by timm's name of the last norm, and declared.
+
+    timm calls it `fc_norm` where it follows the pooling, which may be the mean, the maximum or half
+    of both, and `norm` where it precedes the pooling. Which of the three must be declared, but by a
+    run that begins with these weights and has a head of its own.
+
+    Raises:
+        ValueError: it is not declared where it must be, or is one that is not computed here.
+    """
+    stored = (found.file.declaration or {}).get("config", {})
+    pool = declared.get("pool") or stored.get("pool")
+    if pool is not None and pool not in ViTConfig.pools:
+        raise ValueError(
+            f"pool: expected one of {', '.join(ViTConfig.pools)}, got {pool!r}; timm's max and "
+            "avgmax pooling are not computed here"
+        )
+    if "pool" not in inferred:
+        return inferred | {"norm_before_pool": pool == "mean"}
+    if inferred["pool"] == "cls_mean":
+        return inferred
+    if pool in ("cls", "last_vit"):  # each token that is read is normalised, before or after
+        found.state = {_NORM.sub("norm.", name): tensor for name, tensor in found.state.items()}
+        return {k: v for k, v in inferred.items() if k != "pool"}
+    if pool is None and assumed is None:
+        raise ValueError(
+            "pool: undeclared, and the last norm's name (fc_norm) tells only that pooling precedes "
+            "it: declare pool=mean (--pool=mean) for timm's global_pool='avg'; its avgmax and max "
+            "are not computed here"
+        )
+    return inferred
 
 
 def misfits(found: Found, inferred: Mapping[str, Any]) -> list[str]:

@@ -20,9 +20,9 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from crate_jax import files
 from crate_jax.convert import pytorch
 from crate_jax.convert.text import listed, one_line, printable
-from crate_jax.files import whole
 
 DECLARATION = "crate_jax"  # the metadata entry that holds what tensors do not tell
 TARGETS = (".safetensors", ".npz", ".pth", ".pth.tar")
@@ -92,7 +92,7 @@ def _check(path: pathlib.Path) -> None:
         raise FileNotFoundError(f"{path}: expected a checkpoint, found no such file")
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        kind = "a named pipe" if stat.S_ISFIFO(status.st_mode) else "a device or socket"
+        kind = files.kind(status.st_mode)
         raise ValueError(f"{path}: expected a file, got {kind}; save it as a file first")
     there = 512 * status.st_blocks  # 0 on file systems that do not say
     if status.st_size > max(_SMALL, _RATIO * there) and there:
@@ -319,7 +319,7 @@ def write(
     if ending.startswith(".pth"):
         pytorch.library(f"writing {path.name}")
     try:
-        with whole(path) as temporary:
+        with files.whole(path) as temporary:
             if ending == ".safetensors":
                 _write_safetensors(temporary, state, text)
             elif ending == ".npz":

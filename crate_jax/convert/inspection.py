@@ -60,6 +60,13 @@ def inspect(path: str | os.PathLike) -> str:
         return _table(lines)
     lines += _sizes(inferred)
     try:
+        if found.family == "vit":
+            declare.vit_pool(found, inferred, {})
+        if "pool" in inferred:
+            lines.append(("pool", inferred["pool"]))
+    except ValueError as error:
+        lines.append(("undeclared", str(error)))
+    try:
         settled = declare.declare(found, inferred, {})
     except ValueError as error:
         lines += [("undeclared", problem.strip()) for problem in str(error).splitlines()[1:]]
@@ -81,9 +88,7 @@ def _sizes(inferred: Mapping) -> list[tuple[str, str]]:
     labels = {"dim": "width", "patch_size": "patch"}
     lines = [(labels.get(name, name), str(inferred[name])) for name in shown if name in inferred]
     lines += [
-        (name, str(inferred[name]))
-        for name in ("attention", "nonlinearity", "pool")
-        if name in inferred
+        (name, str(inferred[name])) for name in ("attention", "nonlinearity") if name in inferred
     ]
     return lines
 

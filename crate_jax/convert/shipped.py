@@ -29,8 +29,12 @@ def resolve(path: str | os.PathLike) -> pathlib.Path:
         FileNotFoundError: the installation lacks the file.
         ValueError: it is another than the one that was packed.
     """
+    if not os.fspath(path):
+        raise ValueError("checkpoint: expected a file, a run's directory or a name, got nothing")
     if not isinstance(path, str) or path not in SHA256:
-        return pathlib.Path(path).expanduser()  # shells leave the ~ of --checkpoint=~/x alone
+        return pathlib.Path(
+            os.path.expanduser(path)
+        )  # shells leave the ~ of --checkpoint=~/x alone
     file = DIRECTORY / f"{path}.safetensors"
     remedy = "reinstall crate-jax (pip install --force-reinstall --no-deps crate-jax)"
     if not file.is_file():

@@ -35,7 +35,7 @@ class COCO:
     """
 
     def __init__(self, root: str | os.PathLike, split: str = "val2017", limit: int | None = None):
-        root = pathlib.Path(root).expanduser()
+        root = pathlib.Path(os.path.expanduser(root))
         how = _HOW.format(root=root, split=split)
         file = root / "annotations" / f"instances_{split}.json"
         folders = [root / split, root / "images" / split]

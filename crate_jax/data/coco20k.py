@@ -54,9 +54,9 @@ class COCO20k:
     """
 
     def __init__(self, root: str | os.PathLike, listed: str | os.PathLike = LIST):
-        root = pathlib.Path(root).expanduser()
+        root = pathlib.Path(os.path.expanduser(root))
         how = _HOW.format(root=root, list=LIST)
-        listed = root / pathlib.Path(listed).expanduser()
+        listed = root / pathlib.Path(os.path.expanduser(listed))
         file = root / "annotations" / "instances_train2014.json"
         self._folder = next((f for f in _FOLDERS if (root / f).is_dir()), "train2014")
         self.root = root

@@ -21,6 +21,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from crate_jax import files
+
 MAX_MEGAPIXELS = 179.0
 """The largest image by default, in millions of pixels; Pillow has this limit against bombs."""
 
@@ -249,7 +251,7 @@ def read(
             raise CorruptImage(path, "a link that leads to no file") from error
         raise
     if not stat.S_ISREG(status.st_mode):
-        raise CorruptImage(path, f"{_kind(status.st_mode)}, not a file")
+        raise CorruptImage(path, f"{files.kind(status.st_mode)}, not a file")
     if not status.st_size:
         raise CorruptImage(path, "an empty file")
     if status.st_size > 8e6 * max_megapixels + (1 << 24):
@@ -264,11 +266,6 @@ def read(
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _kind(mode: int) -> str:
-    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
-    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 @contextlib.contextmanager

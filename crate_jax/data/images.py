@@ -51,7 +51,7 @@ def find(path: str | os.PathLike) -> list[str]:
     Raises:
         ValueError: nothing there, no image, or a folder that may not be read.
     """
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(os.path.expanduser(path))
     if path.is_file():
         return [path.name]
     if not path.is_dir():

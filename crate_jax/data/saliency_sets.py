@@ -49,7 +49,7 @@ class SaliencySet:
 
     def __init__(self, name: str, root: str | os.PathLike):
         title, places, folders, count = SETS[name]
-        root = pathlib.Path(root).expanduser()
+        root = pathlib.Path(os.path.expanduser(root))
         pairs = [
             (root / place / images, root / place / masks)
             for images, masks in (folders, ("img", "gt"))

@@ -42,7 +42,7 @@ class VOC:
     """
 
     def __init__(self, root: str | os.PathLike, split: str = "val"):
-        root = pathlib.Path(root).expanduser()
+        root = pathlib.Path(os.path.expanduser(root))
         places = [root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"]
         self.root = next((p for p in places if (p / "SegmentationClass").is_dir()), None)
         if self.root is None:

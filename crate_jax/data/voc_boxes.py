@@ -57,7 +57,7 @@ class VOCBoxes:
     """
 
     def __init__(self, root: str | os.PathLike, year: int, split: str = "trainval"):
-        root = pathlib.Path(root).expanduser()
+        root = pathlib.Path(os.path.expanduser(root))
         self.root = listing.found(
             [root, root / f"VOC{year}", root / "VOCdevkit" / f"VOC{year}"], *_PARTS
         )

@@ -36,7 +36,7 @@ class VOCPatches:
     """
 
     def __init__(self, root: str | os.PathLike):
-        root = pathlib.Path(root).expanduser()
+        root = pathlib.Path(os.path.expanduser(root))
         self.root = listing.found([root / "VOCSegmentation", root], "sets", "images")
         how, lists = _HOW.format(root=root), {s: self.root / "sets" / f"{s}.txt" for s in COUNTS}
         parts = [self.root / "images", *(self.root / _LABELS[s] for s in COUNTS), *lists.values()]

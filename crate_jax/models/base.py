@@ -4,7 +4,6 @@ import abc
 import contextlib
 import dataclasses
 import itertools
-import math
 import numbers
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +24,9 @@ from crate_jax.models.positions import resize_positions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# The range of float32: its largest number, and its smallest that is not taken for zero.
+_LARGEST, _SMALLEST = float(np.finfo(np.float32).max), 2.0**-126
 
 
 def described(default: Any, meaning: str) -> Any:
@@ -80,8 +82,9 @@ class ImageModelConfig:
                 f"registers: expected 0, {self.family} has none, got {self.registers}; a network "
                 "with register tokens is of another family"
             )
-        self.expect_finite("mean")
-        self.expect_finite("std", "epsilon", above=True)
+        self.expect_finite("epsilon", above=True)
+        self.expect_finite("mean", most=1)  # of images in [0, 1]; others have 0 to 255 in mind
+        self.expect_finite("std", least=1e-3, most=10)
         if len(size) != 2 or any(s <= 0 or s % self.patch_size for s in size):
             raise ValueError(
                 f"image_size: expected multiples of patch_size {self.patch_size}, got {size}"
@@ -113,13 +116,20 @@ class ImageModelConfig:
                     f"{name}: expected a whole number of at least {least}, got {value}"
                 )
 
-    def expect_finite(self, *names: str, least: float = 0, above: bool = False) -> None:
-        """Raises ValueError unless all numbers of the fields are finite and at least (above) it."""
-        bound = f"above {least:g}" if above else f"of at least {least:g}"
+    def expect_finite(
+        self, *names: str, least: float = 0, above: bool = False, most: float = _LARGEST
+    ) -> None:
+        """Raises ValueError unless all numbers of the fields are in [least, most].
+
+        Of float32, in which they are computed with: what it would take for infinite is refused, and
+        with `above` (0) what it would take for zero.
+        """
+        bound = "above 0" if above else f"of at least {least:g}"
+        bound += f" and at most {most:g}" if most < _LARGEST else " in float32"
         for name in names:
             values = getattr(self, name)
             for value in values if isinstance(values, tuple) else (values,):
-                if not math.isfinite(value) or value < least or (above and value == least):
+                if not (_SMALLEST if above else least) <= value <= most:  # NaN is not
                     raise ValueError(f"{name}: expected a finite number {bound}, got {value}")
 
     @property

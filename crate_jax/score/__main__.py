@@ -22,6 +22,7 @@ Exit status: 0 all scored; 1 some images could not be (0 with --on-error=skip); 
 """
 
 import argparse
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -333,7 +334,7 @@ def _of_run(path: str, steps) -> tuple[int, ...]:
         return ()
     from crate_jax.convert import run_directory
 
-    found = run_directory.complete_steps(pathlib.Path(path).expanduser())
+    found = run_directory.complete_steps(pathlib.Path(os.path.expanduser(path)))
     if not found:
         raise ValueError(f"steps: expected the directory of a run, found no checkpoints in {path}")
     if steps == "all":

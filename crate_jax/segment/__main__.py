@@ -16,7 +16,6 @@ by Ctrl-C.
 
 import argparse
 import functools
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -27,7 +26,13 @@ from crate_jax.convert.arguments import declared
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.parser("python -m crate_jax.segment", __doc__)
     add = parser.add_argument
-    add("--images", required=True, metavar="DIR_OR_FILE", help="a folder (and below), or a file")
+    add(
+        "--images",
+        required=True,
+        type=arguments.path,
+        metavar="DIR_OR_FILE",
+        help="a folder (and below), or a file",
+    )
     arguments.add_results(add, "is listed in failures.jsonl")
     add(
         "--method",
@@ -59,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--annotations",
+        type=arguments.path,
         metavar="JSON",
         help="a COCO annotation file: take the images' ids from it, and read them in the frame "
         "that they are stored in, not turned by an orientation",
@@ -143,7 +149,7 @@ def _segment(args: argparse.Namespace) -> int:
     # Silent: what it says of damaged files stands in failures.jsonl.
     cv2.utils.logging.setLogLevel(0)
     names = images.find(args.images)
-    folder = pathlib.Path(args.images).expanduser()
+    folder = args.images
     if folder.is_file():
         folder = folder.parent
     elif args.out.resolve().is_relative_to(folder.resolve()):

@@ -75,7 +75,7 @@ def image_ids(names: Sequence[str], annotations: str | os.PathLike | None) -> di
 def _annotated(path: str | os.PathLike) -> dict[str, int]:
     """The ids of a COCO annotation file by `file_name`."""
     try:
-        listed = json.loads(pathlib.Path(path).expanduser().read_text())["images"]
+        listed = json.loads(pathlib.Path(os.path.expanduser(path)).read_text())["images"]
         known = {str(image["file_name"]): image["id"] for image in listed}
         ids = set(known.values())
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -31,7 +31,10 @@ def keep_programs(folder: str, gibibytes: float) -> str:
     cache = os.environ.get("XDG_CACHE_HOME")
     if cache and folder.startswith("~/.cache/"):
         folder = os.path.join(cache, folder.removeprefix("~/.cache/"))
-    place = pathlib.Path(folder).expanduser().absolute() / _processor()
+    folder = os.path.expanduser(folder)
+    if folder.startswith("~"):
+        return f"not kept: {folder} leads to no home folder; --config.compilation_cache=FOLDER"
+    place = pathlib.Path(folder).absolute() / _processor()
     try:
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=place):

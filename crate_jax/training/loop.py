@@ -7,6 +7,7 @@ however it was, and started again ends with the same metrics as one that was not
 
 import collections
 import contextlib
+import os
 import pathlib
 import time
 from collections.abc import Sequence
@@ -94,7 +95,7 @@ def _train(
     budget.check(config, model_config, mesh)
 
     # ---- Data: opened and checked before anything is compiled -----------------------------------
-    directory = pathlib.Path(directory).expanduser().absolute()
+    directory = pathlib.Path(os.path.expanduser(directory)).absolute()
     with distributed.together("opening the data"):
         data = inputs.open_data(config, model_config)
         fresh = config.init_from and not run_directory.complete_steps(directory)
@@ -280,7 +281,7 @@ def evaluate(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -
     config = resolve(config)
     compilation.keep_programs(config.compilation_cache, config.compilation_cache_gib)
     mesh = sharding.make_mesh(config.fsdp)
-    directory = pathlib.Path(directory).expanduser().absolute()
+    directory = pathlib.Path(os.path.expanduser(directory)).absolute()
     model_config = variants.from_dict(config.model.to_dict())
     budget.check(config, model_config, mesh)
     with distributed.together("opening the data and the workdir"):

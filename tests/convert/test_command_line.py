@@ -1,6 +1,7 @@
 """`python -m crate_jax.convert`: what it prints, what it refuses, and the export."""
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -45,7 +46,8 @@ def test_inspect_reads_pooling_off_timms_names(reference, write, capsys):
     timm = {k.replace("norm.", "fc_norm.") if k[:5] == "norm." else k: v for k, v in state.items()}
     assert main(["--inspect", str(write(timm))]) == 0
     out = capsys.readouterr().out
-    assert ["pool", "mean"] in [line.split() for line in out.splitlines()]
+    assert "pool: undeclared, and the last norm's name (fc_norm) tells only" in out
+    assert "pool mean" not in " ".join(out.split())
     assert "problem" not in out
 
 
@@ -74,11 +76,18 @@ def test_must_show(torch, reference_files, reference, tmp_path, capsys, run, err
         (["--source=SOURCE", "--heads=4", "--target=x.onnx"], "expected a name ending in"),
         (["--source=absent.npz", "--target=x.npz"], "found no such file"),
         (["--source=SOURCE", "--target=x.npz", "--published=crate"], "published"),
+        (["--source=", "--target=x.npz"], "expected a file, a run's directory or a name, got noth"),
+        (["--inspect="], "expected a file, a run's directory or a name, got nothing"),
+        (["--source=~nouser/x.npz", "--target=x.npz"], "~nouser/x.npz: expected a checkpoint"),
+        (["--source=absent.npz", "--target=/dev/null/x.npz"], "got no folder at /dev/null"),
+        (["--source=absent.npz", "--target=PIPE"], "PIPE: expected a file, or a new name"),
     ],
 )
-def test_faults_are_one_message_and_status_2(argv, message, reference_files, capsys):
+def test_faults_are_one_message_and_status_2(argv, message, reference_files, tmp_path, capsys):
     source = str(reference_files / "crate_mini.npz")
-    argv = [a.replace("SOURCE", source) for a in argv]
+    os.mkfifo(tmp_path / "PIPE.npz")
+    argv = [a.replace("SOURCE", source).replace("PIPE", f"{tmp_path}/PIPE.npz") for a in argv]
+    message = message.replace("PIPE", f"{tmp_path}/PIPE.npz")
     assert main(argv) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
@@ -160,7 +169,8 @@ def test_stablehlo(name, tmp_path, run, error, capsys):
 def test_exports_of_nan_are_not_verified(tmp_path, capsys):
     config = variants.config("crate-testing", image_size=(16, 16), depth=1)
     model = variants.build(config)
-    model.head.bias[...] = jax.numpy.full(10, np.nan)
+    model.head.bias[...] = jax.numpy.full(10, 3e38)
+    model.head.kernel[...] = jax.numpy.full(model.head.kernel.shape, 3e38)
     checkpoints.save(model, tmp_path / "x.safetensors")
     target = tmp_path / "x.stablehlo"
     assert main([f"--source={tmp_path / 'x.safetensors'}", f"--target={target}"]) == 2
@@ -168,7 +178,11 @@ def test_exports_of_nan_are_not_verified(tmp_path, capsys):
     assert not target.exists()
 
 
-@pytest.mark.parametrize("given", ["--epsilon=nan", "--lambd=nan", "--step-size=inf", "--std=0"])
+NONE = ("--epsilon=nan", "--epsilon=1e-60", "--lambd=nan", "--lambd=1e39", "--step-size=inf")
+NONE += ("--std=0", "--std=1e-300", "--std=58.395,57.12,57.375", "--mean=1e39", "--mean=123.675")
+
+
+@pytest.mark.parametrize("given", NONE)
 def test_numbers_that_are_none(given, write, crate_state, tmp_path, capsys):
     argv = [f"--source={write(crate_state())}", "--heads=3", f"--target={tmp_path / 'y.npz'}"]
     assert main([*argv, given]) == 2

@@ -448,3 +448,23 @@ class TestFaults:
             crate_jax.load(path, heads=4)
         assert crate_jax.load(path, heads=4, lambd=5.0).config.lambd == 5.0
         assert crate_jax.load(path, heads=4, lambd=5.0).layers[0].operator.lambd == 5.0
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(np.nan, "<f4"), (-np.inf, "<f2"), (1e300, "<f8")])
+def test_weights_that_are_not_finite_are_refused_by_name(value, dtype, write, crate_state):
+    state = crate_state()
+    state["mlp_head.1.bias"] = np.full(10, value, dtype)
+    with pytest.raises(ValueError, match=r"finite weights, got NaN or infinity in mlp_head.1.bias"):
+        crate_jax.load(write(state), heads=3)
+
+
+def test_weights_of_a_run_that_are_not_finite(run_directory, monkeypatch):
+    read = checkpoints.run_directory.read
+
+    def broken(*args):
+        params, config, step = read(*args)
+        return params | {"cls_token": params["cls_token"] * np.nan}, config, step
+
+    monkeypatch.setattr(checkpoints.run_directory, "read", broken)
+    with pytest.raises(ValueError, match=r"at step 20: expected finite weights, .* in cls_token"):
+        crate_jax.load(run_directory)
