@@ -144,6 +144,13 @@ def panel(charts: Sequence[tuple[str, str]], width: int = 400) -> Markup:
     return Markup('<div style="{}">{}</div>').format(style, figures)
 
 
+def standalone(svg: Markup) -> str:
+    """A chart of `line_chart` as a file of its own, dark on white."""
+    colors = "".join(f"--{name}:{color};" for name, color in _COLORS.items())
+    style = f"{colors}background:#fff;font-family:sans-serif"
+    return str(svg).replace("<svg ", f'<svg style="{style}" ', 1) + "\n"
+
+
 def _thinned(line: Line) -> Line:
     """Finite points only, and long lines as means of bins: a page needs no 100,000 steps."""
     columns = [line.x, line.y] if line.low is None else [line.x, line.y, line.low, line.high]
