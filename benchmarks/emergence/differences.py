@@ -10,6 +10,7 @@ Satterthwaite's degrees of freedom (Hesterberg's expanded percentiles, arXiv 141
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -74,24 +75,21 @@ def interval(terms: Sequence[Values], signs: Sequence[int], *, samples: int = 10
         signs: 1 or -1 each.
         samples: draws of the bootstrap.
     """
-    rng = np.random.default_rng(0)
-    groups = terms[0].shape[1]
-    scenes = _weights(rng, groups, samples)
-    draws = sum(
-        sign
-        * np.einsum(
-            "ds,sg,dg->d", _weights(rng, len(values), samples), values, scenes, optimize=True
-        )
-        for sign, values in zip(signs, terms, strict=True)
-    )
+    scenes = _shares(0, terms[0].shape[1], samples)
+    draws = np.zeros(samples)
+    for number, (sign, values) in enumerate(zip(signs, terms, strict=True), start=1):
+        seeds = _shares(number, len(values), samples)
+        draws += sign * (seeds * (scenes @ values.T)).sum(axis=1)
     value = sum(sign * values.mean() for sign, values in zip(signs, terms, strict=True))
     tail = stats.norm.cdf(-stats.t.ppf((1 + LEVEL) / 2, _freedom(terms, signs)))
     low, high = np.quantile(draws, [tail, 1 - tail])
     return Estimate(float(value), float(low), float(high))
 
 
-def _weights(rng: np.random.Generator, count: int, samples: int) -> np.ndarray:
-    """f64[samples, count], shares of each in draws of count - 1."""
+@functools.lru_cache(maxsize=16)
+def _shares(seed: int, count: int, samples: int) -> np.ndarray:
+    """f64[samples, count], the share of each in draws of count - 1."""
+    rng = np.random.default_rng(seed)
     return rng.multinomial(count - 1, np.full(count, 1 / count), size=samples) / (count - 1)
 
 

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from crate_jax.segmentation import emergence
 from crate_jax.segmentation.emergence import Estimate
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "emergence.md"
-_PART = re.compile(r"(<!-- results of (\w+) -->\n).*?(\n<!-- end of results of \w+ -->)", re.DOTALL)
+_PART = re.compile(r"(<!-- ([\w -]+?) -->\n).*?(\n<!-- end of \2 -->)", re.DOTALL)
 _NAMES = {
     "mass": "IoU, mass rule",
     "area": "IoU, area rule",
@@ -64,10 +65,28 @@ def page_with(page: str, results: Results, path: pathlib.Path) -> str:
             "render those of cpu or gpu"
         )
 
-    def written(match: re.Match) -> str:
-        return match[1] + text(results, path.stem) + match[3] if match[2] == budget else match[0]
+    parts = {f"results of {budget}": text(results, path.stem)}
+    if budget == "cpu":
+        recipe = results.content.get("recipe") or grid.recipe(results.budget)
+        parts["set-up"] = _filled(set_up(recipe))
+    return _PART.sub(lambda m: m[1] + parts[m[2]] + m[3] if m[2] in parts else m[0], page)
 
-    return _PART.sub(written, page)
+
+def set_up(recipe: Mapping) -> str:
+    """The sentences on the recipe, from `grid.recipe`."""
+    c, parameters = recipe["config"], recipe["parameters"]
+    model, optimizer = c["model"], c["optimizer"]
+    crate, vit = parameters[grid.CRATE.name], parameters[grid.VIT.name]
+    narrow = Condition("vit", matching="parameters").name
+    return (
+        f"A run: {c['steps'] * c['batch_size']:,} scenes of {c['data']['image_size']} px, in "
+        f"batches of {c['batch_size']}; patches of {model['patch_size']} px, width {model['dim']}, "
+        f"depth {model['depth']}, {model['heads']} heads in every network, since the best of heads "
+        f"grows with their number. Muon for the matrices of the layers, AdamW at "
+        f"{optimizer['learning_rate']:g} for the rest. Parameters: CRATE {crate:,}; ViT {vit:,}, "
+        f"{vit / crate:.1f} times as many; ViT of width {recipe['widths'][narrow]} "
+        f"{parameters[narrow]:,}."
+    )
 
 
 def text(results: Results, stem: str = "emergence") -> str:
@@ -80,7 +99,14 @@ def text(results: Results, stem: str = "emergence") -> str:
     parts = [_missing(results)]
     if results.content["runs"]:
         parts = [*_answer(results), *_charts(results, stem), *_tables(results), *parts]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(map(_filled, filter(None, parts)))
+
+
+def _filled(paragraph: str) -> str:
+    """In lines as long as the page's; tables, headings and pictures as they are."""
+    if paragraph.startswith(("|", "#", "!")):
+        return paragraph
+    return textwrap.fill(paragraph, 128, break_long_words=False, break_on_hyphens=False)
 
 
 # ---- The answer ----------------------------------------------------------------------------------

@@ -128,18 +128,21 @@ class Observed:
         observe: the network's `observer`.
         scenes: what it sees.
         params: weights in place of the network's own.
+        cut: of how many scenes, the first, features are kept: they are large.
 
     Attributes:
         scenes: these.
         arrays: what `observer` returns, of all scenes.
     """
 
-    def __init__(self, observe: Callable, scenes: HeldOut, params: Any = None):
+    def __init__(self, observe: Callable, scenes: HeldOut, params: Any = None, cut: int = 0):
         found = []
         for start in range(0, len(scenes), _BATCH):
             images = scenes.images[start : start + _BATCH]
             images = np.pad(images, ((0, _BATCH - len(images)), (0, 0), (0, 0), (0, 0)))
-            found.append(jax.device_get(observe(images, params)))
+            arrays = observe(images, params)
+            arrays["features"] = arrays["features"][: max(cut - start, 0)]
+            found.append(jax.device_get(arrays))
         self.scenes = scenes
         self.arrays = {
             name: np.concatenate([arrays[name] for arrays in found])[: len(scenes)]
@@ -164,14 +167,13 @@ class Observed:
 
 
 def evaluate(
-    trained: Observed, random: Observed, cut: int, samples: int
+    trained: Observed, random: Observed, samples: int
 ) -> tuple[Numbers, dict[str, list[list[int]]]]:
     """What is measured of a network on a set of scenes.
 
     Args:
         trained: by it.
-        random: by the same with random weights.
-        cut: how many scenes MaskCut and TokenCut cut.
+        random: by the same with random weights; features of as many scenes.
         samples: draws of the bootstrap.
 
     Returns:
@@ -179,8 +181,8 @@ def evaluate(
     """
     measured = trained.measured()
     estimates = emergence.estimates(measured, random.measured(), samples=samples)
-    cuts, masks = _cuts(trained, cut)
-    random_cuts, _ = _cuts(random, cut)
+    cuts, masks = _cuts(trained)
+    random_cuts, _ = _cuts(random)
     rows = trained.classified()
     rows |= {f"{name}{kind}/{layer}": values for (name, kind, layer), values in cuts.items()}
     rows |= {
@@ -253,14 +255,16 @@ def grouped(measured: emergence.Measured) -> dict[str, list[list[int]]]:
 
 
 def _cuts(
-    observed: Observed, cut: int
+    observed: Observed,
 ) -> tuple[dict[tuple[str, str, str], np.ndarray], list[list[np.ndarray]]]:
-    """MaskCut's best IoU and TokenCut's hits, f64[scenes] by (name, kind, layer); and the masks.
+    """Of the scenes whose features were kept: MaskCut and TokenCut on each layer.
 
-    The masks bool[3, rows, columns] of each layer and scene.
+    Returns:
+        (MaskCut's best IoU and TokenCut's hits, f64[scenes] by (name, kind, layer); MaskCut's masks
+        bool[3, rows, columns] of each layer and scene).
     """
     scenes, rows, every = observed.scenes, {}, []
-    features = observed.arrays["features"][:cut]
+    features = observed.arrays["features"]
     following = np.roll(np.arange(len(features)), -1)
     for index in range(features.shape[1]):
         layer = emergence.layer_name(index)

@@ -222,16 +222,32 @@ def network(condition: Condition, budget: Budget) -> ImageModelConfig:
 
 
 @functools.cache
-def matched_width(wide: ImageModelConfig, parameters: int) -> int:
-    """The multiple of the heads at which a narrower network has nearest to so many parameters."""
+def parameters(network: ImageModelConfig) -> int:
+    """How many a network has."""
+    return variants.count_parameters(network)
+
+
+@functools.cache
+def matched_width(wide: ImageModelConfig, target: int) -> int:
+    """The width, a multiple of the heads, at which a network has nearest to so many parameters."""
 
     def count(width: int) -> int:
-        narrow = dataclasses.replace(wide, dim=width, head_dim=width // wide.heads)
-        return variants.count_parameters(narrow)
+        return parameters(dataclasses.replace(wide, dim=width, head_dim=width // wide.heads))
 
     widths = range(wide.heads, wide.dim + 1, wide.heads)
-    place = bisect.bisect(widths, parameters, key=count)
-    return min(widths[max(place - 1, 0) : place + 1], key=lambda w: abs(count(w) - parameters))
+    place = bisect.bisect(widths, target, key=count)
+    return min(widths[max(place - 1, 0) : place + 1], key=lambda w: abs(count(w) - target))
+
+
+def recipe(budget: Budget) -> dict[str, Any]:
+    """What docs/emergence.md says of the recipe: the first run's config, and all parameters."""
+    first = run_config(Run(CRATE, 0), budget, rates(CRATE, budget)[0])
+    networks = {one.name: network(one, budget) for one in (*budget.main, *budget.further)}
+    return {
+        "config": config.plain(first),
+        "parameters": {name: parameters(one) for name, one in networks.items()},
+        "widths": {name: one.dim for name, one in networks.items()},
+    }
 
 
 def digest(resolved: Any) -> str:
@@ -273,7 +289,6 @@ def _model(condition: Condition, budget: Budget) -> ml_collections.ConfigDict:
         return config.model("crate-alpha-testing", **{name: fields[name] for name in shared})
     whole = variants.from_dict(fields | dict(NETWORKS[condition.network][1]))
     if condition.matching == "parameters":
-        target = variants.count_parameters(network(CRATE, budget))
-        width = matched_width(whole, target)
+        width = matched_width(whole, parameters(network(CRATE, budget)))
         whole = dataclasses.replace(whole, dim=width, head_dim=width // whole.heads)
     return config.model_section(whole)

@@ -1,6 +1,6 @@
 """results.json: what the runs of one budget have shown, small enough to be committed.
 
-    {"budget": NAME, "versions": {...},
+    {"budget": NAME, "versions": {...}, "recipe": `grid.recipe` when the first run began,
      "scenes": {SHOWN: the scenes alone, "learned" and "held_out"},
      "sweeps": [{"network", "matching", "optimizer", "rate", "trials": [{"rate", "loss", "top1"}]}],
      "runs": [{"name", "network", "matching", "pool", "optimizer", "seed", "config_hash", "rate",

@@ -19,7 +19,6 @@ from crate_jax.command_line import say
 from crate_jax.convert import run_directory
 from crate_jax.data.scenes import Scenes
 from crate_jax.export.tables import NONE, Cell, Table, print_tables
-from crate_jax.models import variants
 from crate_jax.training import loop, metrics
 
 RESULTS = "results.json"
@@ -68,6 +67,7 @@ def work(out: pathlib.Path, budget_name: str, only: Sequence[str]) -> int:
         check(run, results)
     left = [run for run in wanted if results.run(run) is None]
     clock = Clock(left, results)
+    results.content.setdefault("recipe", grid.recipe(budget))
     try:
         for run in left:
             _scenes_alone(out, results)
@@ -252,16 +252,16 @@ def _run(out: pathlib.Path, results: Results, run: Run) -> dict[str, Any]:
     for shown in SHOWN:
         scenes = final_evaluation.held_out(source(budget, run.condition, shown), _patch(budget))
         pair = (
-            final_evaluation.Observed(observe, scenes, network.params)
+            final_evaluation.Observed(observe, scenes, network.params, budget.cut)
             for network in (trained, random)
         )
-        final[shown], groups[shown] = final_evaluation.evaluate(*pair, budget.cut, budget.samples)
+        final[shown], groups[shown] = final_evaluation.evaluate(*pair, budget.samples)
     lines = metrics.read(workdir / "metrics.jsonl")
     paces = [line["time/images_per_second"] for line in lines if "train/loss" in line]
     return {
         "config_hash": grid.digest(config.resolve(c)),
         "rate": rate,
-        "parameters": variants.count_parameters(trained.config),
+        "parameters": grid.parameters(trained.config),
         "images_per_second": round(statistics.median(paces), 1),
         "curves": curves(lines, c.batch_size),
         "final": final,

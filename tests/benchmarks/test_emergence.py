@@ -53,15 +53,14 @@ def test_every_run_is_a_config_of_the_same_recipe(budget):
 def test_parameters_are_matched(budget):
     narrow = grid.network(grid.Condition("vit", matching="parameters"), grid.BUDGETS[budget])
     crate = grid.network(grid.CRATE, grid.BUDGETS[budget])
-    ratio = variants.count_parameters(narrow) / variants.count_parameters(crate)
-    assert ratio == pytest.approx(1, abs=0.03)
+    assert grid.parameters(narrow) / grid.parameters(crate) == pytest.approx(1, abs=0.03)
 
 
 def test_matched_width_is_the_nearest():
     wide = grid.network(grid.VIT, CPU)
     counts = {
-        width: variants.count_parameters(dataclasses.replace(wide, dim=width, head_dim=width // 4))
-        for width in (60, 64, 68)
+        width: grid.parameters(dataclasses.replace(wide, dim=width, head_dim=width // 4))
+        for width in (64, 68)
     }
     for width, count in counts.items():
         assert grid.matched_width(wide, count) == width
@@ -136,7 +135,7 @@ def test_cuts_find_squares_by_their_colour_alone():
     centred = patches - patches.mean(axis=1, keepdims=True)
     observed = object.__new__(final_evaluation.Observed)
     observed.scenes, observed.arrays = scenes, {"features": centred[:, None].astype(np.float32)}
-    rows, masks = final_evaluation._cuts(observed, 6)
+    rows, masks = final_evaluation._cuts(observed)
     assert rows["maskcut_iou", "", "layer01"].tolist() == [1] * 6
     assert rows["corloc", "", "layer01"].tolist() == [1] * 6
     assert rows["corloc", "_other", "layer01"].mean() < 1
@@ -150,7 +149,7 @@ def observed():
     scenes = final_evaluation.held_out(runner.source(SMOKE, grid.CRATE, "learned"), 16)
     model = variants.build(grid.network(grid.Condition("vit", pool="mean"), SMOKE), 0)
     network = inference.Network(model.config, *base.split(model))
-    return final_evaluation.Observed(final_evaluation.observer(network), scenes), model
+    return final_evaluation.Observed(final_evaluation.observer(network), scenes, cut=4), model
 
 
 def test_similarity_is_the_cosine_with_the_pooled_vector(observed):
@@ -167,7 +166,7 @@ def test_similarity_is_the_cosine_with_the_pooled_vector(observed):
 
 def test_groups_have_the_means_of_all_scenes(observed):
     found, _ = observed
-    numbers, groups = final_evaluation.evaluate(found, found, cut=4, samples=10)
+    numbers, groups = final_evaluation.evaluate(found, found, samples=10)
     for measure, stem in (
         ("mass", "cls_iou_own_minus_other/mass"),
         ("ap", "cls_ap_own_minus_other"),

@@ -1,6 +1,5 @@
 """docs/emergence.md: what follows from results.json, and that the page says exactly that."""
 
-import dataclasses
 import re
 
 import numpy as np
@@ -140,13 +139,17 @@ def made_up(runs, seed=0):
     return results
 
 
+def words(text):
+    """In one line."""
+    return " ".join(text.split())
+
+
 def test_text_of_a_whole_grid():
     results = made_up(grid.runs(CPU))
     text = document.text(results)
     assert text.startswith("**The claim holds** on these scenes: D = +0.1")
     assert "All 47 runs are done." in text
-    assert "It does with: IoU, area rule (+0.1" in text
-    assert "objects never learned" in text
+    assert "It does with: IoU, area rule (+0.1" in words(text)
     assert "nan" not in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert all(len(row.split(" | ")) > 1 for row in rows)
@@ -157,11 +160,11 @@ def test_text_of_a_whole_grid():
 
 def test_text_of_part_of_a_grid_says_what_is_missing():
     runs = list(grid.runs(CPU))
-    text = document.text(made_up(runs[:8]))
+    text = words(document.text(made_up(runs[:8])))
     assert "So far, with 2 seeds of each." in text
     assert "Not run yet: 39 of 47 runs, 11.1 hours" in text
     assert "ViT, AdamW (seed 0, 1, 2)" in text
-    assert "The main comparison needs two seeds" in document.text(made_up(runs[:1]))
+    assert "The main comparison needs two seeds" in words(document.text(made_up(runs[:1])))
 
 
 def test_a_budget_without_its_part_of_the_page_is_refused():
@@ -169,7 +172,7 @@ def test_a_budget_without_its_part_of_the_page_is_refused():
     with pytest.raises(ValueError, match="got smoke; render those of cpu or gpu"):
         document.page_with(page, Results.of("smoke"), COMMITTED)
     written = document.page_with(page, made_up(list(grid.runs(CPU))[:8]), COMMITTED)
-    assert "So far, with 2 seeds" in written.split("<!-- end of results of cpu -->")[0]
+    assert "So far, with 2 seeds" in words(written.split("<!-- end of results of cpu -->")[0])
     before, after = (text.split("## With an accelerator")[1] for text in (page, written))
     assert before == after
 
@@ -184,12 +187,19 @@ def test_page_says_what_the_committed_results_say(budget):
         assert document.chart_path(path, name).is_file()
 
 
+def test_set_up_is_that_of_the_results_and_not_of_a_later_recipe():
+    results, page = Results.of("cpu"), document.PAGE.read_text()
+    recipe = results.content["recipe"] = grid.recipe(CPU)
+    recipe["config"]["steps"] = 1
+    found = document.page_with(page, results, COMMITTED)
+    assert f"A run: {recipe['config']['batch_size']} scenes" in words(found)
+
+
 def test_page_has_the_numbers_of_the_grid():
     """What was written before the grid was run is what is run."""
-    words = document.PAGE.read_text().split("## Results")[0].replace("\n", " ")
+    page = words(document.PAGE.read_text().split("## Results")[0])
     learned, held_out = f"{CPU.learned:,}", f"{CPU.held_out:,}"
     for phrase in (
-        f"{CPU.images:,} scenes a run",
         f"are tried on {CPU.sweep_images:,} scenes",
         f"first {grid.LEARNED + grid.HELD_OUT} objects the last {grid.HELD_OUT}",
         f"{learned} held-out scenes of the hundred learned objects, {held_out} of the twenty",
@@ -200,12 +210,8 @@ def test_page_has_the_numbers_of_the_grid():
         "5 seeds each",
         f"{grid.BUDGETS['gpu'].images:,} scenes a run",
     ):
-        assert phrase in words, phrase
+        assert phrase in page, phrase
     assert (CPU.factors, CPU.seeds, CPU.fewer, CPU.evaluations) == ((0.5, 1, 2), 5, 3, 6)
-    crate, vit = (grid.network(c, CPU) for c in (grid.CRATE, grid.VIT))
-    assert (crate.image_size, crate.patch_size, crate.dim) == ((64, 64), 8, 128)
-    assert (crate.depth, crate.heads) == (4, 4)
-    assert dataclasses.asdict(vit).keys() >= {"dim", "depth"}
 
 
 def test_charts_have_a_line_for_each_network_that_is_done():
