@@ -36,6 +36,7 @@ COMMANDS = {
     "convert": "Convert a checkpoint, or say what one is.",
     "data.prepare": "Prepare class folders for training.",
 }
+_NO_MEMORY = re.compile("RESOURCE_EXHAUSTED|out of memory", re.IGNORECASE)
 CHECKPOINT = "PATH"
 CONFIG = "FILE.py[:ARGUMENT]"
 _SUFFIXES = {
@@ -78,7 +79,8 @@ def run(
 
     An error in what it was given or found: one line on stderr and status 2, or the error's
     `exit_status`. Ctrl-C: one line and 130. A reader of the output that has gone (`| head -1`):
-    nothing and 141, as of other programs. Any other error is a fault of ours and goes on.
+    nothing and 141, as of other programs. No memory left: one line and 2. Any other error is a
+    fault of ours and goes on.
 
     Args:
         command: does the work and returns its status.
@@ -98,13 +100,24 @@ def run(
             return 130
         if isinstance(error, BrokenPipeError) and _reader_gone():
             return 141
-        if not isinstance(error, (ValueError, OSError, ImportError, FloatingPointError, *faults)):
+        no_memory = _of_memory(error)
+        users = (ValueError, OSError, ImportError, FloatingPointError, *faults)
+        if not no_memory and not isinstance(error, users):
             raise
         logging.debug("", exc_info=True)
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {no_memory or error}", file=sys.stderr, flush=True)
         return getattr(error, "exit_status", 2)
     finally:
         _reader_gone()
+
+
+def _of_memory(error: BaseException) -> str | None:
+    """What is said where the host's memory or a device's is used up; None of another error."""
+    lines = str(error).splitlines() or [""]
+    of_jax = type(error).__name__ == "JaxRuntimeError"
+    if isinstance(error, MemoryError) or (of_jax and _NO_MEMORY.search(lines[0])):
+        return f"out of memory ({lines[0] or 'of the host'}); make the batch or the images smaller"
+    return None
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.partial", re.DOTALL)
 
@@ -23,6 +24,31 @@ def kind(mode: int) -> str:
         stat.S_IFLNK: "a symbolic link",
     }
     return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def read(path: str | os.PathLike) -> bytes:
+    """What a file holds.
+
+    Raises:
+        OSError: it is no file: a pipe would be waited for, a device read for ever.
+    """
+    path = Path(path)
+    if not stat.S_ISREG(mode := path.stat().st_mode):
+        raise OSError(f"{path}: expected a file, got {kind(mode)}")
+    return path.read_bytes()
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """What a JSON file holds, in UTF-8 whatever the locale.
+
+    Raises:
+        OSError: as `read`.
+        ValueError: it is not JSON, or nested deeper than Python reads.
+    """
+    try:
+        return json.loads(read(path))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def destination(path: str | os.PathLike) -> Path:

@@ -22,6 +22,7 @@ from flax import nnx
 from crate_jax.convert import checkpoints, weights
 from crate_jax.models import base, variants
 from crate_jax.models.base import ImageModelConfig
+from crate_jax.models.positions import MOST_PATCHES
 from crate_jax.segmentation import artifacts, attention, layerwise
 
 FEATURES = ("subspace", "tokens")
@@ -74,7 +75,7 @@ def input_size(config: ImageModelConfig, size: Sequence[int] | int | None) -> tu
     patch size.
 
     Raises:
-        ValueError: a size that leaves fewer than 2 x 2 patches.
+        ValueError: a size that leaves fewer than 2 x 2 patches, or more than fit anywhere.
     """
     if size is None:
         short = min(config.image_size)
@@ -82,6 +83,12 @@ def input_size(config: ImageModelConfig, size: Sequence[int] | int | None) -> tu
         size = tuple(side * wanted / short for side in config.image_size)
     size = (size, size) if isinstance(size, int) else tuple(size)
     rounded = tuple(int(side / config.patch_size + 0.5) * config.patch_size for side in size)
+    rows, columns = grid_of(config, rounded)
+    if rows * columns > MOST_PATCHES:
+        raise ValueError(
+            f"size: expected at most {MOST_PATCHES:,} patches of {config.patch_size} px, got "
+            f"{rows:,} x {columns:,}; choose a smaller one"
+        )
     if len(size) != 2 or min(rounded) < 2 * config.patch_size:
         raise ValueError(
             f"size: expected at least two patches of {config.patch_size} px a side, got "
@@ -285,8 +292,17 @@ class Batches:
         return self._compiled(self.network.params if params is None else params, images)
 
 
-def memory_line(batches: Batches, batch_size: int) -> str:
-    """What a batch needs and what there is, in one line to print before work."""
+def memory_line(batches: Batches, batch_size: int, matrix: int = 0) -> str:
+    """What a batch needs and what there is, in one line to print before work.
+
+    Args:
+        batches: the compiled forward pass.
+        batch_size: images at once.
+        matrix: rows of a square float32 matrix of each image that is needed besides.
+
+    Raises:
+        ValueError: there is not so much: the work would end in the middle, or be killed.
+    """
     device = jax.devices()[0]
     if device.platform == "cpu":
         free = free_host_memory()
@@ -296,12 +312,16 @@ def memory_line(batches: Batches, batch_size: int) -> str:
         free = limit and limit - stats.get("bytes_in_use", 0)
     if batches.memory is None:
         return f"memory    unknown: the compiler for {device.platform} does not say"
-    line = f"memory    {_bytes(batches.memory)} for a batch of {batch_size}"
-    if free is not None:
-        line += f", {_bytes(free)} free on {device.device_kind}"
-        if batches.memory > free:
-            line += ". TOO LITTLE: expect a failure; lower --batch-size or --size"
-    return line
+    needed = batches.memory + 4 * matrix**2
+    line = f"{_bytes(needed)} for a batch of {batch_size}"
+    if free is None:
+        return f"memory    {line}"
+    if needed > free:
+        raise ValueError(
+            f"memory: expected {line}, got {_bytes(free)} free on {device.device_kind}; lower "
+            "--batch-size or --size"
+        )
+    return f"memory    {line}, {_bytes(free)} free on {device.device_kind}"
 
 
 def _bytes(count: int) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from crate_jax.config import differences
-from crate_jax.files import Lock, remove_partial, write_atomically
+from crate_jax.files import Lock, read_json, remove_partial, write_atomically
 
 _LONGEST = 180  # bytes of a file name, of 255 that file systems take: suffixes come on top
 
@@ -84,6 +84,10 @@ class Store(contextlib.AbstractContextManager):
         return self
 
     def __exit__(self, *raised: object) -> None:
+        # Settings without a result, of a command that failed at once, would refuse a mended one.
+        with contextlib.suppress(OSError):
+            if {*os.listdir(self.out)} == {"settings.json", self._lock.path.name}:
+                self._covering[0].unlink()
         self._lock.__exit__(*raised)
 
     def path(self, kind: str, name: str, suffix: str) -> pathlib.Path:
@@ -121,7 +125,7 @@ class Store(contextlib.AbstractContextManager):
         """
         path = self._covering[0]
         try:
-            there = json.loads(path.read_text())
+            there = read_json(path)
         except FileNotFoundError:
             if strange := [covering.name for covering in self._covering if covering.exists()]:
                 raise ValueError(

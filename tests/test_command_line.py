@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from crate_jax import command_line, config, keys
@@ -121,6 +122,11 @@ def failing(error):
         (ZeroDivisionError("a user's, as this command says"), 2, "error: a user's"),
         (BrokenPipeError(32, "Broken pipe"), 2, "error: [Errno 32] Broken pipe"),  # not stdout's
         (KeyboardInterrupt(), 130, "stopped; go on by the same"),
+        (MemoryError(), 2, "error: out of memory (of the host); make the batch"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory: 9 bytes.\n\nand more"),
+            *(2, "error: out of memory (RESOURCE_EXHAUSTED: Out of memory: 9 bytes.); make the"),
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -141,8 +147,9 @@ def test_an_error_may_say_its_status(capsys):
 
 
 def test_a_fault_of_ours_keeps_its_traceback():
-    with pytest.raises(KeyError):
-        command_line.run(failing(KeyError("x")))
+    for error in (KeyError("x"), jax.errors.JaxRuntimeError("INTERNAL: a fault")):
+        with pytest.raises(type(error)):
+            command_line.run(failing(error))
     assert command_line.run(lambda: 7) == 7
 
 

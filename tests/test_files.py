@@ -164,6 +164,25 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path, monkeypatch):
         files.destination(tmp_path / "new" / "y" / "z")
 
 
+def test_only_files_are_read(tmp_path, monkeypatch):
+    """A pipe would be waited for, a device read for ever."""
+    monkeypatch.chdir(tmp_path)
+    special = special_files(tmp_path) | {"/dev/zero": "a device"}
+    special.pop("circle")
+    for name, kind in special.items():
+        with pytest.raises(OSError, match=f"{name}: expected a file, got {kind}"):
+            files.read(name)
+    with pytest.raises(OSError):
+        files.read("circle")
+    with pytest.raises(FileNotFoundError):
+        files.read("absent")
+    (tmp_path / "deep").write_text('{"a": ' * 10**5)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        files.read_json("deep")
+    (tmp_path / "umlaut").write_bytes('{"ä": 1}'.encode())
+    assert files.read_json("umlaut") == {"ä": 1}
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written_is_named(tmp_path):
     tmp_path.chmod(0o500)

@@ -31,6 +31,8 @@ def test_default_sizes():
         assert inference.input_size(config, asked) == size
     with pytest.raises(ValueError, match="two patches"):
         inference.input_size(variants.config("crate-testing"), (64, 8))
+    with pytest.raises(ValueError, match=r"expected at most 1,048,576 patches .*125,000 x 125,000"):
+        inference.input_size(variants.config("crate-testing"), 10**6)
 
 
 def test_default_layers_are_where_the_figures_look():
@@ -73,6 +75,8 @@ def test_maps_and_features_are_those_of_the_model(pixels):
     assert features.memory > 4 * sum(leaf.size for leaf in jax.tree.leaves(net.params))
     line = inference.memory_line(features, 3)
     assert f"{features.memory / 2**20:.1f} MiB for a batch of 3" in line
+    with pytest.raises(ValueError, match=r"expected 3725\.\d GiB for a batch of 3, got .* lower"):
+        inference.memory_line(features, 3, matrix=10**6)
 
 
 def test_features_of_a_vit_are_its_keys_and_rows_do_not_disturb_each_other(pixels):

@@ -1,10 +1,10 @@
 """What stands beside the weights in a directory that transformers wrote."""
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from crate_jax import files
 from crate_jax.convert.identify import Found
 
 _WEIGHTS = (
@@ -69,7 +69,7 @@ def _read(path: pathlib.Path, name: str) -> dict[str, Any] | None:
     for candidate in (own, path.with_name(name)):
         if candidate.is_file():
             try:
-                values = json.loads(candidate.read_text())
+                values = files.read_json(candidate)
                 if isinstance(values, dict):
                     return values
             except ValueError:

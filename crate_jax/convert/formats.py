@@ -232,9 +232,9 @@ def _read_index(path: pathlib.Path, values: bool) -> File:
         ValueError: where it is no index, a part is not there, or lacks a tensor: all are named.
     """
     try:
-        where = json.loads(path.read_text())["weight_map"]
+        where = files.read_json(path)["weight_map"]
         parts = sorted({str(part) for part in where.values()})
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path}: expected weights or an index of their parts (weight_map), got other JSON"
         ) from error
@@ -245,12 +245,12 @@ def _read_index(path: pathlib.Path, values: bool) -> File:
             f"{path}: {len(missing)} of {len(parts)} parts are not beside it: {listed(missing)}; "
             "fetch them too"
         )
-    files = {part: read(path.parent / part, values) for part in parts}
-    lacking = [f"{n} ({part})" for n, part in where.items() if n not in files[part].tree]
+    read_parts = {part: read(path.parent / part, values) for part in parts}
+    lacking = [f"{n} ({part})" for n, part in where.items() if n not in read_parts[part].tree]
     if lacking:
         raise ValueError(f"{path}: {len(lacking)} tensors not in their parts: {listed(lacking)}")
-    tree = {name: files[part].tree[name] for name, part in where.items()}
-    return File(path, f"{files[parts[0]].format} in {len(parts)} parts", tree)
+    tree = {name: read_parts[part].tree[name] for name, part in where.items()}
+    return File(path, f"{read_parts[parts[0]].format} in {len(parts)} parts", tree)
 
 
 def _declaration(path: pathlib.Path, text: str) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from crate_jax import files
 from crate_jax.models import base, variants
 from crate_jax.models.base import ImageModelConfig
 
@@ -73,9 +74,9 @@ def read_config(workdir: pathlib.Path) -> ImageModelConfig:
     """
     path = workdir / CONFIG
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))["model"]
+        values = files.read_json(path)["model"]
         return variants.from_dict(values)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f'{path}: expected the config of a run with its "model", got something else '
@@ -97,7 +98,7 @@ def record(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
     workdir = pathlib.Path(workdir)
     lines = []
     try:
-        for text in (workdir / METRICS).read_text(encoding="utf-8").splitlines():
+        for text in files.read(workdir / METRICS).splitlines():
             with contextlib.suppress(ValueError):  # the torn last line of a run that was killed
                 lines.append(json.loads(text))
     except FileNotFoundError as error:
@@ -116,7 +117,7 @@ def record(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
         for line in lines
         if id(line) in kept or any(name.startswith("val/") for name in line)
     ]
-    config = json.loads((workdir / CONFIG).read_text(encoding="utf-8"))
+    config = files.read_json(workdir / CONFIG)
     return {"config": config, "step": step, "history": history, "scores": scores}
 
 
@@ -157,8 +158,8 @@ def damage(directory: pathlib.Path) -> str | None:
     if not manifest.exists():
         return None
     try:
-        sums = dict(json.loads(manifest.read_text()))
-    except (ValueError, TypeError, RecursionError):
+        sums = dict(files.read_json(manifest))
+    except (OSError, ValueError, TypeError):
         return f"{MANIFEST} is not readable"
     for name, expected in sums.items():
         if not (directory / name).is_file():

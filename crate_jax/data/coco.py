@@ -4,11 +4,11 @@ ROOT/val2017/000000000139.jpg ...              5,000 images
 ROOT/annotations/instances_val2017.json
 """
 
-import json
 import os
 import pathlib
 
 from crate_jax.data import listing
+from crate_jax.files import read_json
 
 _HOW = """Expected the official layout, as it unpacks:
     {root}/{split}/000000000139.jpg ... and {root}/annotations/instances_{split}.json
@@ -42,14 +42,14 @@ class COCO:
         self.folder = next((f for f in folders if f.is_dir()), folders[0])
         listing.expect_parts("COCO", [self.folder, file], how)
         try:
-            everything = json.loads(file.read_text())
+            everything = read_json(file)
             images = sorted(everything["images"], key=lambda image: image["id"])[:limit]
             chosen = {image["id"] for image in images}
             annotations = [a for a in everything["annotations"] if a["image_id"] in chosen]
-            self.names = [image["file_name"] for image in images]
+            self.names = [os.fspath(image["file_name"]) for image in images]
             self.ids = {image["file_name"]: image["id"] for image in images}
-            self.sizes = {i["file_name"]: (i["height"], i["width"]) for i in images}
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            self.sizes = {i["file_name"]: (int(i["height"]), int(i["width"])) for i in images}
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"COCO: {file} is not a whole annotation file ({type(error).__name__}: {error}).\n"
                 f"{how}"

@@ -9,7 +9,6 @@ TokenCut (datasets/coco_20k_filenames.txt in either), or the bare ids.
 """
 
 import hashlib
-import json
 import os
 import pathlib
 from collections import Counter
@@ -18,6 +17,7 @@ import numpy as np
 
 from crate_jax.data import listing
 from crate_jax.data.voc_boxes import Boxes
+from crate_jax.files import read_json
 
 COUNT = 19_817
 SORTED_IDS_SHA256 = "1a94264b453316d3ba68764f6f1e2032e599a5f32513b9f274079185841fb87a"
@@ -69,7 +69,7 @@ class COCO20k:
 
     def _read_annotations(self, file: pathlib.Path, ids: list[int]) -> None:
         try:
-            everything = json.loads(file.read_text())
+            everything = read_json(file)
             chosen = set(ids)
             self.sizes = {
                 str(i["id"]): (int(i["height"]), int(i["width"]))
@@ -81,7 +81,7 @@ class COCO20k:
                 if annotation["image_id"] in chosen and not annotation.get("iscrowd", 0):
                     x, y, width, height = annotation["bbox"]
                     boxes[str(annotation["image_id"])].append([x, y, x + width, y + height])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"COCO20k: {file} is not a whole annotation file ({type(error).__name__}: {error})"
             ) from error
@@ -105,7 +105,7 @@ class COCO20k:
 
 def _ids(listed: pathlib.Path) -> tuple[list[int], list[str]]:
     """The ids of a list without repetition, and what is unusual of it."""
-    lines = [line.strip() for line in listed.read_text().splitlines() if line.strip()]
+    lines = listing.lines(listed)
     try:
         ids = [int(pathlib.PurePosixPath(line).stem.rpartition("_")[2]) for line in lines]
     except ValueError as error:

@@ -3,12 +3,20 @@
 import pathlib
 from collections.abc import Sequence
 
+from crate_jax.files import read
+
 _SHOWN = 3
 
 
 def found(places: Sequence[pathlib.Path], *parts: str) -> pathlib.Path:
     """The place that holds most of the parts; of equal ones the last, which messages then name."""
     return max(reversed(places), key=lambda place: sum((place / part).exists() for part in parts))
+
+
+def lines(path: pathlib.Path) -> list[str]:
+    """What a list holds, a line each, without those that are empty."""
+    stripped = map(str.strip, read(path).decode("utf-8", "replace").splitlines())
+    return [line for line in stripped if line]
 
 
 def expect_parts(what: str, parts: Sequence[pathlib.Path], how: str) -> None:

@@ -200,8 +200,7 @@ def _check_classes(path: str, wnids: list[str]) -> None:
 def _is_prepared(out: str, expected: dict[str, int]) -> bool:
     """Whether `out` is what would be made: an earlier run was stopped only after it was whole."""
     try:
-        with open(os.path.join(out, "prepared.json"), encoding="utf-8") as file:
-            whole = json.load(file) == expected == _counts(out)
+        whole = files.read_json(os.path.join(out, "prepared.json")) == expected == _counts(out)
     except (OSError, ValueError):
         return False
     if whole:

@@ -51,7 +51,7 @@ class VOC:
         parts = [self.root / "JPEGImages", self.root / "SegmentationClass", listed]
         how = _HOW.format(root=root, split=split)
         listing.expect_parts("VOC", parts, how)
-        self.names = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
+        self.names = [line.split()[0] for line in listing.lines(listed)]
         files = [path(name) for name in self.names for path in (self.image_path, self.label_path)]
         listing.expect_files("VOC", files, listed, how)
 

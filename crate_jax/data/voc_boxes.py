@@ -66,7 +66,7 @@ class VOCBoxes:
         listed = self.root / "ImageSets" / "Main" / f"{split}.txt"
         parts = [self.root / "JPEGImages", self.root / "Annotations", listed]
         listing.expect_parts(what, parts, how)
-        rows = [line.split() for line in listed.read_text().splitlines() if line.strip()]
+        rows = [line.split() for line in listing.lines(listed)]
         self.names = [row[0] for row in rows if len(row) == 1 or row[1] != "-1"]
         files = [path(n) for n in self.names for path in (self.image_path, self._annotation)]
         listing.expect_files(what, files, listed, how)

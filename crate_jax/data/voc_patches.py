@@ -42,7 +42,7 @@ class VOCPatches:
         parts = [self.root / "images", *(self.root / _LABELS[s] for s in COUNTS), *lists.values()]
         listing.expect_parts("VOC, trainaug", parts, how)
         self.names = {
-            split: [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+            split: [line.split()[0] for line in listing.lines(path)]
             for split, path in lists.items()
         }
         self.notes = []

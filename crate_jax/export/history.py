@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from crate_jax import files
 from crate_jax.export.charts import Line, line_chart
 from crate_jax.export.tables import rule_names
 
@@ -58,10 +59,10 @@ def read(workdir: str | os.PathLike) -> History:
         FileNotFoundError: where the directory holds no metrics.jsonl.
     """
     lines = []
-    for line in Path(workdir, "metrics.jsonl").read_text(errors="replace").splitlines():
+    for line in files.read(Path(workdir, "metrics.jsonl")).splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         if not isinstance(entry, dict):
             break

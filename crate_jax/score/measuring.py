@@ -14,7 +14,7 @@ import numpy as np
 from crate_jax import inference
 from crate_jax.data import images
 from crate_jax.export import coco
-from crate_jax.files import write_atomically
+from crate_jax.files import read, write_atomically
 from crate_jax.score.datasets import Dataset, Unusable
 from crate_jax.score.measurements import Measurements
 from crate_jax.score.tasks import Example, Task
@@ -177,7 +177,7 @@ class Measurer:
         """What an earlier run measured of a group's first images, no image where it did nothing."""
         nothing = self.protocol.nothing()
         try:
-            found = nothing.of_bytes(path.read_bytes())
+            found = nothing.of_bytes(read(path))
         except FileNotFoundError:
             return nothing
         count = 0 if found is None else len(found.used)

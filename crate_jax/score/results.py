@@ -249,7 +249,8 @@ def _say_input(measurer: Measurer, say: Callable[[str], None]) -> None:
     for note in measurer.data.notes:
         say(f"data      {note}")
     if measurer.memory is not None:
-        say(inference.memory_line(measurer.memory, protocol.batch_size))
+        matrix = rows * columns if protocol.mask_layers else 0
+        say(inference.memory_line(measurer.memory, protocol.batch_size, matrix))
 
 
 def _say_result(counts: Mapping[str, Any], out: pathlib.Path, say: Callable[[str], None]) -> None:

@@ -8,7 +8,6 @@ NAME is the image's path below the folder of images, with its suffix, so that no
 """
 
 import io
-import json
 import os
 import pathlib
 import zipfile
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from crate_jax.export.coco import write_json
-from crate_jax.files import write_atomically
+from crate_jax.files import read, read_json, write_atomically
 from crate_jax.store import Store, listing
 
 COVERING = ("coco.json", "index.html", "failures.jsonl", "summary.json")
@@ -62,7 +61,7 @@ class Records(Store):
     def record(self, name: str) -> dict | None:
         """The record of an image, done or failed; None where there is none, or a damaged one."""
         try:
-            found = json.loads(self.path("records", name, ".json").read_text())
+            found = read_json(self.path("records", name, ".json"))
         except (FileNotFoundError, ValueError):
             return None
         return found if _is_record(found, name) else None
@@ -86,7 +85,8 @@ class Records(Store):
     def explorable(self, name: str) -> dict[str, np.ndarray] | None:
         """What `explorer.pack` made of an image; None where it is not there, or damaged."""
         try:
-            with np.load(self.path("explorer", name, ".npz")) as stored:
+            content = read(self.path("explorer", name, ".npz"))
+            with np.load(io.BytesIO(content)) as stored:
                 return dict(stored)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
             return None

@@ -19,7 +19,7 @@ from PIL import Image
 from crate_jax import inference
 from crate_jax.data import images
 from crate_jax.export import coco, explorer, overlays
-from crate_jax.files import write_atomically
+from crate_jax.files import read, write_atomically
 from crate_jax.segment import methods, summary
 from crate_jax.segment.records import Records
 from crate_jax.segmentation import parts
@@ -237,7 +237,7 @@ class _Run:
                 f"parts: {len(paths)} images need about {needed / 2**30:.1f} GiB together, "
                 f"{free / 2**30:.1f} are free; take fewer images or a smaller --size"
             )
-        return np.stack([np.load(path) for path in paths])
+        return np.stack([np.load(io.BytesIO(read(path))) for path in paths])
 
     def _batches(self) -> list[list[str]]:
         """This shard's images, cut into batches."""
@@ -263,7 +263,8 @@ class _Run:
         else:
             run = inference.patch_features(self.network, [self.layer], self.options.features)
         batches = inference.Batches(self.network, run, self.options.batch_size, self.size)
-        self.say(inference.memory_line(batches, self.options.batch_size))
+        matrix = patches if self.options.method == "maskcut" else 0
+        self.say(inference.memory_line(batches, self.options.batch_size, matrix))
         for note in self.network.notes:
             self.say(f"weights   {note}")
         return batches

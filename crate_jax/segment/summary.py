@@ -20,7 +20,7 @@ import numpy as np
 
 from crate_jax.data import images
 from crate_jax.export import coco, explorer, overlays, report
-from crate_jax.files import write_atomically
+from crate_jax.files import read, read_json, write_atomically
 from crate_jax.segment.records import Records
 from crate_jax.store import printable
 
@@ -75,7 +75,7 @@ def image_ids(names: Sequence[str], annotations: str | os.PathLike | None) -> di
 def _annotated(path: str | os.PathLike) -> dict[str, int]:
     """The ids of a COCO annotation file by `file_name`."""
     try:
-        listed = json.loads(pathlib.Path(os.path.expanduser(path)).read_text())["images"]
+        listed = read_json(os.path.expanduser(path))["images"]
         known = {str(image["file_name"]): image["id"] for image in listed}
         ids = set(known.values())
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -229,4 +229,4 @@ def _picture(records: Records, file: str, embedded: bool) -> np.ndarray | str:
     path = records.out / file
     if path.suffix == ".png":  # small: shown as pixels
         return images.read(path).pixels
-    return overlays.data_uri(path.read_bytes(), "webp")
+    return overlays.data_uri(read(path), "webp")

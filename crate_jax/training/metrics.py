@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from crate_jax.files import write_atomically
+from crate_jax import files
 
 _PATIENCE = 5.0  # seconds that closing TensorBoard's files may take
 # Lines hold times under this prefix and nowhere else: everything else is reproducible.
@@ -39,7 +39,7 @@ class MetricsFile:
         self.lines = [entry for entry in read(path) if entry["step"] <= resume_step]
         self._file = None
         if writer:
-            write_atomically(path, "".join(_line(entry) for entry in self.lines))
+            files.write_atomically(path, "".join(_line(entry) for entry in self.lines))
             self._file = path.open("a")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -185,16 +185,24 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    entries = [_parsed(line) for line in path.read_bytes().splitlines()]
+    entries = [_parsed(line) for line in files.read(path).splitlines()]
     if entries and entries[-1] is None:
         entries.pop()
     for number, entry in enumerate(entries, start=1):
-        if not (isinstance(entry, dict) and type(entry.get("step")) is int):
+        if not _is_entry(entry):
             raise ValueError(
-                f"{path}: expected an object with its step in line {number}, got something else; "
-                "restore the file from a backup, or choose another --workdir"
+                f"{path}: expected an object of numbers with its step in line {number}, got "
+                "something else; restore the file from a backup, or choose another --workdir"
             )
     return entries
+
+
+def _is_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and type(entry.get("step")) is int
+        and all(value is None or isinstance(value, int | float) for value in entry.values())
+    )
 
 
 @contextlib.contextmanager

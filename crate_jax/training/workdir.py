@@ -12,7 +12,7 @@ import ml_collections
 
 from crate_jax.config import differences, plain
 from crate_jax.convert.run_directory import CONFIG, complete_steps
-from crate_jax.files import Lock, write_atomically
+from crate_jax.files import Lock, read_json, write_atomically
 from crate_jax.training import metrics
 
 
@@ -103,7 +103,7 @@ def _check_writable(directory: pathlib.Path) -> None:
 
 def _check_same(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     try:
-        saved = json.loads(path.read_text())
+        saved = read_json(path)
     except ValueError as error:
         raise ValueError(
             f"{path}: not readable as JSON ({error}); choose another --workdir"
@@ -146,5 +146,5 @@ def _has_saved(lines: list[dict]) -> bool:
 
     The seconds spent on saves grow within a process, and begin at 0 in the next.
     """
-    spent = [line["time/checkpoint"] for line in lines if "time/checkpoint" in line]
+    spent = [line["time/checkpoint"] for line in lines if line.get("time/checkpoint") is not None]
     return sum(now > before for before, now in itertools.pairwise([0.0, *spent])) >= 2

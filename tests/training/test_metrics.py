@@ -20,7 +20,18 @@ def test_lines_after_the_restored_step_and_a_torn_one_are_cut(tmp_path):
     assert file.latest("x")["step"] == 3
 
 
-@pytest.mark.parametrize("line", ["[]", "null", "3", '{"loss": 1}', '{"step": "1"}', '{"step": tr'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[]",
+        "null",
+        "3",
+        '{"loss": 1}',
+        '{"step": "1"}',
+        '{"step": tr',
+        '{"step": 2, "time/x": "1"}',
+    ],
+)
 def test_a_line_that_is_something_else_is_named(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')

@@ -55,6 +55,17 @@ def test_a_config_that_is_something_else_is_named(tmp_path, config, content):
         workdir.check(tmp_path, config, 0)
 
 
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_not_waited_for(tmp_path, config, name, make):
+    with workdir.claim(tmp_path, config, 0):
+        pass
+    (tmp_path / name).unlink(missing_ok=True)
+    make(tmp_path / name)
+    with pytest.raises(OSError, match=f"{name}: expected a file, got a"):
+        workdir.check(tmp_path, config, 0)
+
+
 def test_a_name_that_is_no_utf8_is_refused(tmp_path, config):
     directory = pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
     with pytest.raises(ValueError, match=r"udcff': expected a name in UTF-8"):
@@ -75,7 +86,7 @@ def test_a_run_that_lost_its_checkpoints_does_not_start_over(tmp_path, config, l
     lines = line(1, 0.0)
     (tmp_path / "metrics.jsonl").write_text(lines)
     workdir.check(tmp_path, config, 0)  # killed before the first save
-    (tmp_path / "metrics.jsonl").write_text(lines + line(2, 0.5))
+    (tmp_path / "metrics.jsonl").write_text(lines + line(1, None) + line(2, 0.5))
     workdir.check(tmp_path, config, 0)  # killed within the first save
     if lost == "moved":
         checkpoints.rename(tmp_path / "away")
