@@ -7,6 +7,8 @@ Classes are numbered in the sorted order of their folders' names, as everywhere.
 """
 
 import bisect
+import errno
+import math
 import os
 
 import numpy as np
@@ -64,6 +66,8 @@ class Folder:
             raise ValueError(f"on_corrupt: expected 'error' or 'skip', got {on_corrupt!r}")
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction: expected a number in [0, 1), got {val_fraction}")
+        if not 0 < max_megapixels < math.inf:
+            raise ValueError(f"max_megapixels: expected a number above 0, got {max_megapixels}")
         if not root:
             layout = _LAYOUT.format(root="ROOT")
             raise ValueError(
@@ -200,8 +204,17 @@ def _scan(folder: str) -> tuple[list[str], list[str]]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.startswith("."):
-                (folders if entry.is_dir() else files).append(entry.name)
+                (folders if _is_folder(entry) else files).append(entry.name)
     return sorted(folders), sorted(files)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:  # a link to itself is a file that cannot be read
+            raise
+        return False
 
 
 def _is_image(name: str) -> bool:

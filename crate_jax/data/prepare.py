@@ -13,7 +13,8 @@ in OUT/dropped.txt.
 Names, sizes, counts and free disk space are checked before work (the images of ImageNet can be
 counted only while unpacking; the archives' sizes stand in for that). All is written to OUT.partial;
 run the same command again to go on after an interruption. OUT comes into being by one rename when
-everything is there and counted, and holds `prepared.json` with the counts.
+everything is there and counted, and holds `prepared.json` with its source and the counts; an
+OUT.partial of another source is refused, not mixed with this one.
 """
 
 import contextlib
@@ -26,14 +27,16 @@ import re
 import shutil
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
-from typing import IO
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any
 
 from rich.progress import Progress
 
 from crate_jax import command_line, files
 from crate_jax.data import decode
 from crate_jax.data.folders import Folder
+
+_RECORD = "prepared.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +85,10 @@ def imagenet(tars: str, out: str, archives: Archives = Archives()) -> dict[str, 
         "val": archives.val_images,
     }
     with files.Lock(f"{out.rstrip('/')}.lock"):
-        if _is_prepared(out, expected):
+        source = dataclasses.asdict(archives)
+        if _is_prepared(out, source, expected):
             return expected
-        partial = _start(out, needed=archives.train_bytes + archives.val_bytes)
+        partial = _start(out, source, needed=archives.train_bytes + archives.val_bytes)
         with Progress() as progress:
             task = progress.add_task("classes", total=archives.classes)
             with _archive(paths[0]) as train:
@@ -96,7 +100,7 @@ def imagenet(tars: str, out: str, archives: Archives = Archives()) -> dict[str, 
             advance = functools.partial(progress.advance, task)
             unpack = functools.partial(_unpack_validation, paths[1], labels, advance)
             _make_whole(os.path.join(partial, "val"), unpack)
-        return _finish(partial, out, expected)
+        return _finish(partial, out, source, expected)
 
 
 def folder(
@@ -128,12 +132,13 @@ def folder(
         )
     options = {"val_fraction": val_fraction, "max_megapixels": max_megapixels}
     parts = {split: Folder(source, split, **options) for split in ("train", "val")}
+    made_of = {"folder": os.path.realpath(source), **options}
     with files.Lock(f"{out.rstrip('/')}.lock"):
         if os.path.isdir(out):
             expected, dropped = _expected(parts, out)
-            if (drop_corrupt or not dropped) and _is_prepared(out, expected):
+            if (drop_corrupt or not dropped) and _is_prepared(out, made_of, expected):
                 return expected
-        partial = _start(out, needed=0)
+        partial = _start(out, made_of, needed=0)
         with Progress() as progress:
             for split, images in parts.items():
                 _copy_sound(images, split, partial, progress)
@@ -147,7 +152,7 @@ def folder(
         if dropped:
             listed = "".join(path.replace("\n", "\\n") + "\n" for path in dropped)
             files.write_atomically(os.path.join(partial, "dropped.txt"), os.fsencode(listed))
-        return _finish(partial, out, expected)
+        return _finish(partial, out, made_of, expected)
 
 
 def _expected(parts: dict[str, Folder], root: str) -> tuple[dict[str, int], list[str]]:
@@ -197,34 +202,49 @@ def _check_classes(path: str, wnids: list[str]) -> None:
         )
 
 
-def _is_prepared(out: str, expected: dict[str, int]) -> bool:
+def _is_prepared(out: str, source: Mapping[str, Any], expected: dict[str, int]) -> bool:
     """Whether `out` is what would be made: an earlier run was stopped only after it was whole."""
-    try:
-        whole = files.read_json(os.path.join(out, "prepared.json")) == expected == _counts(out)
-    except (OSError, ValueError):
-        return False
+    whole = _record(out) == {"source": source, **expected} and _counts(out) == expected
     if whole:
         command_line.say(f"{out}: is prepared already, nothing to do")
     return whole
 
 
-def _start(out: str, needed: int) -> str:
-    """Checks the target; returns the folder to work in, which may hold a part already."""
+def _record(folder: str) -> Any:
+    """Of what a folder is made, or being made; None where it does not say."""
+    try:
+        return files.read_json(os.path.join(folder, _RECORD))
+    except (OSError, ValueError):
+        return None
+
+
+def _start(out: str, source: Mapping[str, Any], needed: int) -> str:
+    """Checks the target; returns the folder to work in, which may hold a part of this already."""
     out = out.rstrip("/")
     if os.path.lexists(out):
         raise ValueError(f"{out}: expected a new folder, it exists already; remove or rename it")
     partial = out + ".partial"
+    if os.path.lexists(partial):  # a part that is there already has taken its space
+        if _record(partial) != {"source": source}:
+            raise ValueError(
+                f"{partial}: expected a part of what is to be made, got something else or of "
+                "another source; remove it, or choose another --out"
+            )
+        return partial
     parent = os.path.dirname(os.path.abspath(out))
     os.makedirs(parent, exist_ok=True)
-    if not os.path.exists(partial):  # a part that is there already has taken its space
-        free = shutil.disk_usage(parent).free
-        if free < needed:
-            raise ValueError(
-                f"{parent}: expected {needed / 1e9:.1f} GB free, got {free / 1e9:.1f} GB; choose "
-                "another --out"
-            )
-        os.makedirs(partial)
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise ValueError(
+            f"{parent}: expected {needed / 1e9:.1f} GB free, got {free / 1e9:.1f} GB; choose "
+            "another --out"
+        )
+    _make_whole(partial, functools.partial(_write_record, record={"source": source}))
     return partial
+
+
+def _write_record(folder: str, record: Mapping[str, Any]) -> None:
+    files.write_atomically(os.path.join(folder, _RECORD), json.dumps(record))
 
 
 def _make_whole(target: str, make: Callable[[str], None]) -> None:
@@ -243,12 +263,14 @@ def _make_whole(target: str, make: Callable[[str], None]) -> None:
     os.rename(unfinished, target)
 
 
-def _finish(partial: str, out: str, expected: dict[str, int]) -> dict[str, int]:
+def _finish(
+    partial: str, out: str, source: Mapping[str, Any], expected: dict[str, int]
+) -> dict[str, int]:
     """Counts what is there, compares, marks it as complete and gives it its name."""
     counts = _counts(partial)
     for name, count in expected.items():
         _check_count(f"{name} in {partial}", count, counts[name])
-    files.write_atomically(os.path.join(partial, "prepared.json"), json.dumps(counts))
+    _write_record(partial, {"source": source, **counts})
     os.sync()  # the data reach the disk before the name does
     os.rename(partial, out.rstrip("/"))
     return counts

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import tarfile
 
 import numpy as np
@@ -99,7 +100,8 @@ def test_imagenet_is_unpacked_into_class_folders(tars, tmp_path):
     assert os.path.exists(f"{out}/val/{WNIDS[2]}/ILSVRC2012_val_00000001.JPEG")
     assert abs(int(val[5]["image"].mean()) - 5) <= 1  # 2 and 5 are of n00000007, the last in order
     with open(f"{out}/prepared.json") as file:
-        assert json.load(file) == {"classes": 3, "train": 12, "val": 6}
+        source = dataclasses.asdict(tars[1])
+        assert json.load(file) == {"source": source, "classes": 3, "train": 12, "val": 6}
     assert not os.path.exists(out + ".partial")
 
 
@@ -291,10 +293,43 @@ def test_symbolic_links_are_followed(classes, tmp_path):
 def test_odd_files_are_dropped_and_listed(classes, tmp_path):
     os.mkfifo(classes / "a" / "pipe.jpg")
     (classes / "a" / "zero.jpg").symlink_to("/dev/zero")
+    (classes / "a" / "circle.jpg").symlink_to("circle.jpg")
     (classes / "b" / "line\nbreak.jpg").write_bytes(b"")
     out = str(tmp_path / "out")
     assert prepare.folder(str(classes), out, 0.2, drop_corrupt=True)["classes"] == 2
-    assert len(pathlib.Path(out, "dropped.txt").read_text().splitlines()) == 3
+    assert len(pathlib.Path(out, "dropped.txt").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("made", ["elsewhere", "of another split", "by hand", "as a file"])
+def test_a_part_of_something_else_is_not_mixed_in(made, classes, tmp_path, monkeypatch):
+    """Names and counts may be the same: whose images they are would not be seen."""
+    out, other = str(tmp_path / "out"), tmp_path / "other"
+    partial = tmp_path / "out.partial"
+    if made == "as a file":
+        partial.write_text("")
+    elif made == "by hand":
+        (partial / "train" / "a").mkdir(parents=True)
+        (partial / "train" / "a" / "0.jpg").write_text("another's")
+    else:
+        shutil.copytree(classes, other)
+        source, fraction = (other, 0.2) if made == "elsewhere" else (classes, 0.4)
+        with monkeypatch.context() as patch:
+            patch.setattr(prepare, "_finish", lambda *_: {})  # killed before
+            prepare.folder(str(source), out, fraction)
+        assert partial.is_dir()
+    with pytest.raises(ValueError, match=r"out\.partial: expected a part of what is to be made"):
+        prepare.folder(str(classes), out, 0.2)
+    assert not os.path.exists(out)
+    if made == "elsewhere":
+        prepare.folder(str(other), out, 0.2)
+        with pytest.raises(ValueError, match="it exists already"):
+            prepare.folder(str(classes), out, 0.2)
+
+
+@pytest.mark.parametrize("limit", [float("nan"), 0, -1.0, float("inf")])
+def test_a_limit_that_is_none(limit, classes, tmp_path):
+    with pytest.raises(ValueError, match="max_megapixels: expected a number above 0, got"):
+        prepare.folder(str(classes), str(tmp_path / "out"), 0.2, max_megapixels=limit)
 
 
 def test_out_inside_the_source_is_refused(classes):
