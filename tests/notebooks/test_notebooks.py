@@ -169,6 +169,10 @@ def test_quickstart_trains_shows_maps_and_reports_the_runs_own_figures(quickstar
         name = f"val/{kind}/mass/best/layer{best:02d}"
         low, high = last[f"{name}/low"], last[f"{name}/high"]
         assert f"{last[name]:.3f} [{low:.3f}, {high:.3f}]" in said
+    for layer in range(1, 5):
+        name = f"val/cls_iou_own_minus_other/mass/best/layer{layer:02d}"
+        low, high = last[f"{name}/low"], last[f"{name}/high"]
+        assert f"{last[name]:+.3f} [{low:+.3f}, {high:+.3f}]" in said
     assert (workdir / "report" / "index.html").is_file()
 
 
