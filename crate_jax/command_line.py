@@ -89,6 +89,9 @@ def run(
         stopped: said after Ctrl-C.
     """
     pressed: list[int] = []
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what the locale's encoding lacks is escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
         with _listening(pressed):
             status = command()
@@ -144,7 +147,7 @@ def _listening(pressed: list[int]) -> Iterator[None]:
 
 def say(line: str) -> None:
     """Prints a line at once, whatever bytes a file's name in it holds."""
-    print(os.fsencode(line).decode("utf-8", "replace"), flush=True)
+    print(line.encode("utf-8", "surrogateescape").decode("utf-8", "replace"), flush=True)
 
 
 def _reader_gone() -> bool:

@@ -160,6 +160,16 @@ def test_a_reader_that_goes_away_is_no_error(command):
     assert (done.stdout, done.stderr) == ("141\n", "")
 
 
+def test_what_the_locale_cannot_say_is_escaped(tmp_path):
+    strict = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    code = (
+        "from crate_jax import command_line; word = 'gr\\xf6\\xdfe'; "
+        "command_line.run(lambda: command_line.say(word) or print(word, '\\udce9') or 0)"
+    )
+    done = run("-c", code, cwd=tmp_path, **strict)
+    assert done.stdout.splitlines() == ["gr\\xf6\\xdfe", "gr\\xf6\\xdfe \\udce9"], done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "module"),
     [

@@ -49,7 +49,11 @@ class COCO:
             self.names = [os.fspath(image["file_name"]) for image in images]
             self.ids = {image["file_name"]: image["id"] for image in images}
             self.sizes = {i["file_name"]: (int(i["height"]), int(i["width"])) for i in images}
-        except (ValueError, KeyError, TypeError) as error:
+            if not len(images) == len(self.ids) == len(chosen):
+                raise ValueError(
+                    f"{len(chosen)} ids and {len(self.ids)} names, which may not repeat"
+                )
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise ValueError(
                 f"COCO: {file} is not a whole annotation file ({type(error).__name__}: {error}).\n"
                 f"{how}"

@@ -81,7 +81,7 @@ class COCO20k:
                 if annotation["image_id"] in chosen and not annotation.get("iscrowd", 0):
                     x, y, width, height = annotation["bbox"]
                     boxes[str(annotation["image_id"])].append([x, y, x + width, y + height])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(
                 f"COCO20k: {file} is not a whole annotation file ({type(error).__name__}: {error})"
             ) from error

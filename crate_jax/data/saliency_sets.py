@@ -104,8 +104,13 @@ class SaliencySet:
 
 def _by_stem(folder: pathlib.Path, endings: tuple[str, ...]) -> dict[str, pathlib.Path]:
     """The images of a folder by their names without ending; no hidden ones, no Thumbs.db."""
-    return {
-        path.stem: path
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in endings and not path.name.startswith(".")
-    }
+    found: dict[str, pathlib.Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in endings and not path.name.startswith("."):
+            if path.stem in found:
+                raise ValueError(
+                    f"{folder}: expected one file of a name, got {found[path.stem].name} and "
+                    f"{path.name}; remove one"
+                )
+            found[path.stem] = path
+    return found

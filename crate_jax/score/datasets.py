@@ -16,6 +16,7 @@ from crate_jax.data.voc_boxes import Boxes, VOCBoxes
 from crate_jax.data.voc_patches import CLASSES, VOCPatches
 from crate_jax.export.coco import encode_mask
 from crate_jax.score.names import TASKS
+from crate_jax.segmentation import average_precision
 
 
 class Unusable(ValueError):
@@ -91,6 +92,7 @@ class CocoInstances:
     def __init__(self, root: str | os.PathLike, split: str, limit: int | None):
         self._coco = COCO(root, split, limit)
         self.names = self._coco.names
+        average_precision.checked_truth(self._coco.annotations)  # said before all work
 
     def read(self, name: str) -> np.ndarray:
         """The photograph."""

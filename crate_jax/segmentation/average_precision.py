@@ -7,6 +7,7 @@ all ground truth is one class, a mask's box is its tight box, and every mask has
 import contextlib
 import copy
 import io
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -55,12 +56,7 @@ def coco_ap(
         ValueError: a prediction of an image that the ground truth does not hold; an image without
             id, height and width; a segmentation that is none (`run_lengths.checked`).
     """
-    try:
-        sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"ground truth: expected images with id, height and width, got one without {error}"
-        ) from error
+    one_class, sizes = checked_truth(ground_truth)
     unknown = sorted({p["image_id"] for p in predictions} - set(sizes), key=str)
     if unknown:
         raise ValueError(
@@ -68,7 +64,7 @@ def coco_ap(
             f"other image ids, the first {unknown[0]!r}. Use the data set's own image ids"
         )
     truth: Any = COCO()  # its stubs know files on disk only
-    truth.dataset = _as_one_class(ground_truth, sizes)
+    truth.dataset = one_class
     scored = [
         {
             "image_id": p["image_id"],
@@ -98,25 +94,69 @@ def coco_ap(
     return result
 
 
-def _as_one_class(ground_truth: dict, sizes: dict) -> dict:
+def checked_truth(ground_truth: dict) -> tuple[dict, dict]:
+    """A COCO dictionary with one class, as pycocotools reads it, and (height, width) by image id.
+
+    Raises:
+        ValueError: as `coco_ap`, of the ground truth; names the annotation.
+    """
+    try:
+        sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"ground truth: expected images with id, height and width, got one without {error}"
+        ) from error
     annotations = []
     # Numbered from 1: pycocotools takes a match with an annotation of id 0 for no match.
     for number, given in enumerate(ground_truth["annotations"], start=1):
-        if given.get("image_id") not in sizes:
-            raise ValueError(
-                f"annotation {given.get('id')}: expected one of the {len(sizes)} image ids, got "
-                f"{given.get('image_id')!r}"
-            )
+        _check_fields(given, sizes, number)
         code = _segmentation(given, sizes, f"annotation {given.get('id')}")
         derived = {"bbox": rle.toBbox(code).tolist(), "area": float(rle.area(code)), "iscrowd": 0}
+        read = {name: given[name] for name in ("image_id", *_FIELDS) if name in given}
         replaced = {"segmentation": code, "id": number, "category_id": 1}
-        annotations.append(derived | given | replaced)
-    return {
+        annotations.append(derived | read | replaced)
+    one_class = {
         "info": {},
         "images": copy.deepcopy(ground_truth["images"]),
         "annotations": annotations,
         "categories": [{"id": 1, "name": "object"}],
     }
+    return one_class, sizes
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value < math.inf
+
+
+_FIELDS = {
+    "bbox": ("four numbers", lambda box: len(box) == 4 and all(abs(x) < math.inf for x in box)),
+    "area": ("a number of at least 0", _is_length),
+    "iscrowd": ("0 or 1", lambda value: value in (0, 1)),
+}
+
+
+def _check_fields(given: Any, sizes: dict, number: int) -> None:
+    """Raises ValueError for what pycocotools would fail at, hours later."""
+    try:
+        image, name = given.get("image_id"), f"annotation {given.get('id')}"
+        known = image in sizes
+    except (AttributeError, TypeError) as error:
+        raise ValueError(
+            f"annotation {number} in order: expected an object with an image_id, got "
+            f"{str(given)[:80]}"
+        ) from error
+    if not known:
+        raise ValueError(f"{name}: expected one of the {len(sizes)} image ids, got {image!r}")
+    for field, (expected, holds) in _FIELDS.items():
+        try:
+            sound = field not in given or holds(given[field])
+        except TypeError:
+            sound = False
+        if not sound:
+            raise ValueError(
+                f"{name}: {field}: expected {expected}, got {str(given[field])[:80]}; correct the "
+                "annotation, or leave it out"
+            )
 
 
 def _segmentation(holder: dict, sizes: dict, name: str) -> Any:

@@ -53,3 +53,17 @@ def test_says_what_is_missing_and_how_to_get_it(root):
     file.write_text('{"images": [], "annotations": []}')
     with pytest.raises(ValueError, match="lists no image"):
         COCO(root)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("id", 139), ("file_name", "000000000139.jpg"), ("file_name", 5), ("height", float("inf"))],
+)
+def test_images_that_are_one_or_none(root, field, value):
+    """Two of one name or id would be scored as one."""
+    file = root / "annotations" / "instances_val2017.json"
+    content = json.loads(file.read_text())
+    content["images"][0][field] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="not a whole annotation file"):
+        COCO(root)

@@ -129,3 +129,11 @@ def test_patches_of_voc_have_labels_of_both_splits(tmp_path):
     (tmp_path / "SegmentationClassAug" / "2007_000032.png").unlink()
     with pytest.raises(ValueError, match=r"1 of 2 files that .*trainaug\.txt asks for"):
         VOCPatches(tmp_path)
+
+
+def test_two_photographs_of_one_name(tmp_path):
+    mask = np.eye(8, dtype=np.uint8) * 255
+    images, _ = layouts.saliency(tmp_path, "ecssd", {"a": mask})
+    layouts.picture(images / "a.jpeg", (8, 8))
+    with pytest.raises(ValueError, match=r"expected one file of a name, got a\.jpeg and a\.jpg"):
+        SaliencySet("ecssd", tmp_path)

@@ -111,6 +111,20 @@ def test_equals_pycocotools(tiny, scored, tmp_path):
     assert "MaskCut AP by tau" in (tmp_path / "index.html").read_text()
 
 
+def test_an_annotation_that_is_none_is_said_before_all_work(tiny, scored, tmp_path, capsys):
+    root, truth, _ = scored
+    file = root / "annotations" / "instances_val2017.json"
+    content = file.read_text()
+    wrong = truth["annotations"][0] | {"segmentation": {"size": [1, 1], "counts": "~"}}
+    file.write_text(json.dumps(truth | {"annotations": [wrong]}))
+    try:
+        assert run(tiny, root, tmp_path / "out", "--taus=0.2") == 2
+    finally:
+        file.write_text(content)
+    assert "segmentation: expected a run-length code whose runs make up" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_images_that_fail_leave_the_ground_truth(tiny, scored, tmp_path):
     root, truth, predictions = scored

@@ -251,6 +251,30 @@ def test_coco_ap_refuses_unknown_images():
         scoring.coco_ap({"images": [{"id": 1, "height": 9}], "annotations": []}, [])
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("bbox", value) for value in (None, [1, 2], "abcd", [0, 0, 1, float("nan")])),
+        *(("area", value) for value in (None, "1", -1, float("nan"), float("inf"))),
+        *(("iscrowd", value) for value in (2, "x", None, [1])),
+        *(("image_id", value) for value in ([1], None, "1")),
+    ],
+)
+def test_a_field_that_pycocotools_would_fail_at_is_named(field, value):
+    truth, _ = coco_case({1: [box(9, 9, 0, 0, 5, 5)]}, [], (9, 9))
+    truth["annotations"][0] |= {"id": 5, field: value}
+    with pytest.raises(ValueError, match=r"annotation (5|1 in order): .*expected"):
+        scoring.coco_ap(truth, [])
+
+
+@pytest.mark.parametrize("value", [None, 3, "x", []])
+def test_an_annotation_that_is_none_is_counted(value):
+    truth, _ = coco_case({1: [box(9, 9, 0, 0, 5, 5)]}, [], (9, 9))
+    truth["annotations"].append(value)
+    with pytest.raises(ValueError, match="annotation 2 in order: expected an object with an image"):
+        scoring.coco_ap(truth, [])
+
+
 def test_coco_ap_takes_polygons_and_plain_run_lengths_of_predictions():
     truth, _ = coco_case({1: [box(20, 20, 2, 3, 8, 13)]}, [])
     polygons = [[3, 2, 13, 2, 13, 8, 3, 8]]
