@@ -65,7 +65,7 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def add_input(add: Callable) -> None:
+def add_input(add: Callable, size_note: str = "") -> None:
     """Adds what is fed to the network, by the `add_argument` of a parser or a group."""
     add(
         "--size",
@@ -73,7 +73,7 @@ def add_input(add: Callable) -> None:
         metavar="PX",
         help="images are resized to it, as 480 or 320x480 (height x width), rounded to patches. "
         "Default: 480 on the shorter side for networks trained at 224 to 479, twice the training "
-        "size below, the training size itself above",
+        f"size below, the training size itself above{size_note}",
     )
     add("--batch-size", type=positive, default=4, metavar="N", help="images at once (default 4)")
 

@@ -49,7 +49,19 @@ def _parser() -> argparse.ArgumentParser:
         help="default: val of voc, val2017 of coco, trainval of voc07 and voc12; of "
         "coco20k the file of the list",
     )
-    add("--limit", type=arguments.positive, metavar="N", help="only the first N images")
+    add(
+        "--limit",
+        type=arguments.positive,
+        metavar="N",
+        help="only the first N images; how many scenes (default 500)",
+    )
+    add(
+        "--classes",
+        type=arguments.positive,
+        metavar="N",
+        help="scenes: the first N of the 600 objects. Default: as many as the network has classes; "
+        "100 for one with none or more than there are",
+    )
     add(
         "--objects",
         type=arguments.numbers(int, "LOW,HIGH"),
@@ -57,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LOW,HIGH",
         help="scenes: objects in a scene (default 1,3)",
     )
-    arguments.add_input(add)
+    arguments.add_input(add, "; of scenes always the training size, at which they are composed")
     add(
         "--layers",
         type=_layers,
@@ -109,9 +121,8 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--memory",
         type=arguments.positive,
-        default=102_400,
         metavar="M",
-        help="most patches remembered (default 102400)",
+        help="most patches remembered (default 102400; of scenes 10240)",
     )
     group.add_argument(
         "--memory-images", type=arguments.positive, metavar="N", help="only the first N to remember"
@@ -194,7 +205,8 @@ def _score(args: argparse.Namespace) -> dict:
     network = inference.load(args.checkpoint, **declarations)
     if data is None:
         side = max(network.config.image_size)
-        data = datasets.SceneInstances(side, args.limit, args.objects, args.seed)
+        classes = args.classes or datasets.classes_known(network.config)
+        data = datasets.SceneInstances(side, args.limit, args.objects, args.seed, classes)
     passes = results.Passes(
         untrained=not args.no_random,
         noise=results.NOISE[args.noise],
@@ -218,7 +230,11 @@ def _score(args: argparse.Namespace) -> dict:
             "root": args.root and printable(args.root),
             "split": args.split,
             "limit": args.limit,
-            **({"objects": list(args.objects)} if args.dataset == "scenes" else {}),
+            **(
+                {"objects": list(args.objects), "classes": data.classes - 1}
+                if args.dataset == "scenes"
+                else {}
+            ),
         },
         load_step=lambda step: inference.load(args.checkpoint, step=step, **declarations),
         stop_at_failure=args.on_error == "stop",
@@ -231,8 +247,9 @@ def _protocol(args: argparse.Namespace, network, data):
     from crate_jax.score import measuring
 
     every, tasks = tuple(range(network.config.depth)), _tasks(args, data)
+    asked = args.size or (network.config.image_size if args.dataset == "scenes" else None)
     return measuring.Protocol(
-        size=inference.input_size(network.config, args.size),
+        size=inference.input_size(network.config, asked),
         attention_layers=_chosen(network, args.layers, every) if "attention" in tasks else (),
         mask_layers=_chosen(network, args.layers, every[-1:]) if "maskcut" in tasks else (),
         keep=args.keep,
@@ -299,13 +316,14 @@ def _further(args: argparse.Namespace, network, data, protocol) -> list:
             )
         )
     shape = protocol.size, protocol.batch_size
+    memory = patch_knn.SCENES_MEMORY if args.dataset == "scenes" else patch_knn.PAPER_MEMORY
     if "knn" in wanted:
         found.append(
             patch_knn.PatchKNN(
                 network,
                 data,
                 *shape,
-                entries=args.memory,
+                entries=args.memory or memory,
                 k=args.neighbours,
                 samples=args.samples,
                 say=command_line.say,

@@ -9,14 +9,24 @@ import numpy as np
 from crate_jax.data import images
 from crate_jax.data.coco import COCO
 from crate_jax.data.coco20k import LIST, COCO20k
+from crate_jax.data.objects import table
 from crate_jax.data.saliency_sets import SaliencySet
 from crate_jax.data.scenes import Scenes
-from crate_jax.data.voc import VOC
+from crate_jax.data.voc import VOC, VOID
 from crate_jax.data.voc_boxes import Boxes, VOCBoxes
 from crate_jax.data.voc_patches import CLASSES, VOCPatches
 from crate_jax.export.coco import encode_mask
+from crate_jax.models.base import ImageModelConfig
 from crate_jax.score.names import TASKS
 from crate_jax.segmentation import average_precision
+
+SCENES = 500  # how many are scored
+SCENE_CLASSES = 100  # of them for a network that was trained on something else
+
+
+def classes_known(config: ImageModelConfig) -> int:
+    """How many of the objects of scenes a network was trained to name, the first ones."""
+    return config.classes if 1 < config.classes <= len(table()) else SCENE_CLASSES
 
 
 class Unusable(ValueError):
@@ -32,19 +42,22 @@ class Dataset(Protocol):
             `ground_truth`, corloc `boxes` and `box_settings`, saliency `salient`, knn also
             `classes`, `memory`, `read_memory` and `labels_of_memory`.
         own_sizes: whether the images' sizes mean something; else all are resized to the input.
+        void: the label of pixels that count for nothing.
+        most_labels: that one label map can hold, of a set that knn is scored on.
         notes: what is unusual of the files, in lines.
     """
 
     names: Sequence[str]
     tasks: Sequence[str]
     own_sizes: bool
+    void: int
     notes: Sequence[str]
 
     def read(self, name: str) -> np.ndarray:
         """The image uint8[height, width, 3]; raises `Unusable`."""
 
     def labels(self, name: str) -> np.ndarray:
-        """Label map int[height, width]: 0 background, 255 void; raises `Unusable`."""
+        """Label map int[height, width], 0 background; raises `Unusable`."""
 
     def image_id(self, name: str) -> int:
         """The id that the ground truth has for an image."""
@@ -63,6 +76,7 @@ class VocLabels:
     """PASCAL VOC's semantic label maps (`data.voc.VOC`)."""
 
     tasks, own_sizes, notes = ("attention", "artifacts"), True, ()
+    void = VOID
 
     def __init__(self, root: str | os.PathLike, split: str, limit: int | None):
         self._voc = VOC(root, split)
@@ -123,20 +137,28 @@ class SceneInstances:
         limit: how many; None for 500.
         objects: least and most objects in a scene.
         seed: of the composition.
+        classes: how many of the objects are shown, the first ones.
     """
 
     tasks, own_sizes, notes = TASKS, False, ()
+    void = -1  # none: 255 is a class among 600
     box_settings: Mapping[str, Any] = {}
 
-    def __init__(self, image_size: int, limit: int | None, objects: tuple[int, int], seed: int = 0):
-        self._scenes = Scenes(
-            "val", image_size=image_size, length=limit or 500, objects=objects, seed=seed
-        )
-        self.names = [str(index) for index in range(len(self._scenes))]
-        self._train = Scenes(
-            "train", image_size=image_size, length=len(self.names), objects=objects, seed=seed
-        )
+    def __init__(
+        self,
+        image_size: int,
+        limit: int | None,
+        objects: tuple[int, int],
+        seed: int = 0,
+        classes: int = SCENE_CLASSES,
+    ):
+        length = limit or SCENES
+        options = {"length": length, "objects": objects, "seed": seed, "classes": classes}
+        self._scenes = Scenes("val", image_size=image_size, **options)
+        self._train = Scenes("train", image_size=image_size, **options)
+        self.names = [str(index) for index in range(length)]
         self.classes = 1 + self._scenes.num_classes
+        self.most_labels = 1 + objects[1]
         self.memory = self.names
 
     def read(self, name: str) -> np.ndarray:
@@ -188,7 +210,7 @@ class SceneInstances:
 
 
 def _label_map(found: Mapping[str, np.ndarray]) -> np.ndarray:
-    labels = np.zeros(found["masks"].shape[1:], np.uint8)
+    labels = np.zeros(found["masks"].shape[1:], np.int16)
     for mask, label in zip(found["masks"], found["labels"], strict=True):
         labels[mask] = label + 1
     return labels
@@ -271,7 +293,8 @@ class VocMemory:
     """VOC's val beside its augmented training split (`data.voc_patches.VOCPatches`)."""
 
     tasks, own_sizes = ("knn", "attention", "artifacts"), True
-    classes = CLASSES
+    classes = most_labels = CLASSES
+    void = VOID
 
     def __init__(self, root: str | os.PathLike, limit: int | None, memory_limit: int | None):
         self._data = VOCPatches(root)

@@ -201,7 +201,11 @@ class Measurer:
             pixels = noise.add_noise(pixels, *noisy, seed=(0, index))
             if self.tasks and self.data.own_sizes:
                 picture = noise.add_noise(picture, *noisy, seed=(0, index))
-        objects = None if labels is None else emergence.objects_of_labels(labels, self.grid)
+        objects = (
+            None
+            if labels is None
+            else emergence.objects_of_labels(labels, self.grid, void=self.data.void)
+        )
         return Example(name, pixels, picture, objects)
 
     def _measure(

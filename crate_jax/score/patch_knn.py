@@ -14,6 +14,7 @@ from crate_jax.segmentation import attention, patch_knn
 from crate_jax.segmentation.emergence import Estimate
 
 PAPER_MEMORY = 1024 * 100
+SCENES_MEMORY = 1024 * 10  # published too; the search is most of the work, and scenes are small
 _NAMES = ("miou_identity", "miou_matched")
 
 
@@ -72,15 +73,18 @@ class PatchKNN:
         }
 
     def __call__(self, examples: Sequence[Example], params: Any) -> list[Row]:
-        """knn/confusion int32[classes, classes] of each image at the input's size."""
+        """Of each image at the input's size: its classes, and the pixels of each by prediction.
+
+        knn/truths int32[most], -1 behind the last, and knn/confusion int32[most, classes].
+        """
         memory, rows = self._remembered(params), []
         pixels = [example.pixels for example in examples]
         for example, features in zip(examples, self._patches(pixels, params), strict=True):
             check_finite(example, features)
             truth = _nearest(self.data.labels(example.name), self.size)
             prediction = patch_knn.decide(memory(features), self.grid, self.size)
-            counts = patch_knn.confusion(prediction, truth, self.data.classes)
-            rows.append({"knn/confusion": counts.astype(np.int32)})
+            counts = patch_knn.confusion(prediction, truth, self.data.classes, void=self.data.void)
+            rows.append(_compact(counts, self.data.most_labels))
         return rows
 
     def _patches(self, pixels: Sequence[np.ndarray], params: Any) -> np.ndarray:
@@ -102,7 +106,9 @@ class PatchKNN:
             found = self._patches(inputs, params)
             for place, name in enumerate(part):
                 truth = _nearest(self.data.labels_of_memory(name), self.size)
-                shares = patch_knn.patch_labels(truth, self.grid, self.data.classes)
+                shares = patch_knn.patch_labels(
+                    truth, self.grid, self.data.classes, void=self.data.void
+                )
                 uniform = np.random.default_rng((self.seed, start + place)).random(len(shares))
                 chosen = patch_knn.choose(shares, each, uniform)
                 features.append(found[place][chosen])
@@ -124,21 +130,26 @@ class PatchKNN:
     def estimates(
         self, used: Sequence[str], columns: Columns, random: Columns | None
     ) -> dict[str, Estimate]:
-        """knn/miou_identity, knn/miou_matched, and knn_random/; bootstrap over images."""
+        """knn/miou_identity, knn/miou_matched, and knn_random/.
+
+        Bootstrap over images; a draw keeps the assignment of all images, since one of its own would
+        raise the mean of every draw.
+        """
         found = {}
         for kind, values in (("", columns), ("_random", random)):
             if values is None:
                 continue
-            counts = np.array(values["knn/confusion"], np.int64)
-            rng, images = np.random.default_rng(self.seed), len(counts)
-            drawn = []
-            for _ in range(self.samples):
-                times = rng.multinomial(images, np.full(images, 1 / images))
-                drawn.append(_both(np.einsum("i,icd->cd", times, counts)))
-            ends = np.percentile(drawn, [2.5, 97.5], axis=0)
-            for place, value in enumerate(_both(counts.sum(axis=0))):
-                low, high = map(float, ends[:, place])
-                found[f"knn{kind}/{_NAMES[place]}"] = Estimate(value, low, high)
+            truths, rows = (np.array(values[f"knn/{name}"]) for name in ("truths", "confusion"))
+            whole = np.zeros((self.data.classes,) * 2, np.int64)
+            np.add.at(whole, truths[truths >= 0], rows[truths >= 0])
+            for matched, name in enumerate(_NAMES):
+                assigned = patch_knn.assignment(whole, matched=bool(matched))
+                counts = _of_classes(truths, rows, assigned)
+                rng, images = np.random.default_rng(self.seed), len(counts)
+                times = rng.multinomial(images, np.full(images, 1 / images), size=self.samples)
+                ends = np.percentile(_miou(np.tensordot(times, counts, 1)), [2.5, 97.5])
+                value = patch_knn.miou(whole, matched=bool(matched))
+                found[f"knn{kind}/{name}"] = Estimate(value, *map(float, ends))
         return found
 
     def tables(self, estimates: Mapping[str, Estimate]) -> list[Table]:
@@ -163,8 +174,31 @@ class PatchKNN:
         ]
 
 
-def _both(counts: np.ndarray) -> list[float]:
-    return [patch_knn.miou(counts, matched=matched) for matched in (False, True)]
+def _compact(counts: np.ndarray, most: int) -> Row:
+    """A confusion matrix by the rows that are not empty: among many classes few are in an image."""
+    present = np.flatnonzero(counts.any(axis=1))
+    truths = np.full(most, -1, np.int32)
+    truths[: len(present)] = present
+    rows = np.zeros((most, counts.shape[1]), np.int32)
+    rows[: len(present)] = counts[present]
+    return {"knn/truths": truths, "knn/confusion": rows}
+
+
+def _of_classes(truths: np.ndarray, rows: np.ndarray, assigned: np.ndarray) -> np.ndarray:
+    """f64[images, 3, classes]: pixels of both, the true, and the predicted class assigned to it."""
+    counts = np.zeros((len(rows), 3, rows.shape[-1]))
+    image, place = np.nonzero(truths >= 0)
+    true = truths[image, place]
+    counts[image, 0, true] = rows[image, place, assigned[true]]
+    counts[image, 1, true] = rows[image, place].sum(axis=-1)
+    counts[:, 2] = rows.sum(axis=1)[:, assigned]
+    return counts
+
+
+def _miou(counts: np.ndarray) -> np.ndarray:
+    """f64[draws, 3, classes] -> f64[draws]."""
+    both, true, predicted = np.moveaxis(counts, 1, 0)
+    return (both / np.maximum(true + predicted - both, 1)).mean(axis=-1)
 
 
 def _nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

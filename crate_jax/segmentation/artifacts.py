@@ -10,10 +10,11 @@ three, and every share says which was used. docs/protocols.md section 10.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
+from jaxtyping import Array, ArrayLike, Bool, Float, Float64, Integer, Shaped, UInt
 
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99, 1.0)
 BINS = 64
+_PER_OCTAVE, _LOWEST, _OCTAVES = 32, -6, 20  # of the bins in which norms are kept
 _SMOOTH = 2  # bins each side over which a histogram is averaged before its valley is sought
 _DEPTH = 0.5  # of the outliers' peak, that a valley must stay below
 _LEAST, _LEAST_SHARE = 5, 1e-3  # tokens, and share of them, in a peak that is no accident
@@ -49,15 +50,59 @@ def attention_mass(
     return jnp.stack([row[..., 0], row[..., 1 : 1 + registers].sum(axis=-1)], axis=-1)
 
 
-def cutoff(norms: Float[np.ndarray, "..."], rule: str = DEFAULT_RULE) -> float:
-    """The norm above which a token of one layer is an outlier.
+def edges(rule: str = DEFAULT_RULE) -> Float64[np.ndarray, " bins_and_1"]:
+    """Edges of the bins in which norms are counted, from about 2^-6 to 2^14, each 2.2 % wide.
+
+    A fixed norm of the rule is one of them, so that exactly what exceeds it is counted above it.
+    """
+    kind, number = parse_rule(rule)
+    anchor = number if kind == "fixed" else 1.0
+    first = round(_PER_OCTAVE * (_LOWEST - np.log2(anchor)))
+    return anchor * 2.0 ** (np.arange(first, first + _PER_OCTAVE * _OCTAVES + 1) / _PER_OCTAVE)
+
+
+def histogram(
+    norms: Float[ArrayLike, "*layers n"], edges: Float64[np.ndarray, " bins_and_1"]
+) -> UInt[np.ndarray, "*layers bins"]:
+    """How many norms lie in each bin, above its lower edge up to its upper; beyond all, the last.
+
+    Memory is the same whatever n, so that norms of any number of images can be kept.
+    """
+    norms = np.asarray(norms)
+    bins, rows = len(edges) - 1, norms.reshape(-1, norms.shape[-1])
+    place = np.clip(np.searchsorted(edges, rows) - 1, 0, bins - 1)
+    place += bins * np.arange(len(rows))[:, None]
+    counts = np.bincount(place.ravel(), minlength=bins * len(rows))
+    smallest = np.min_scalar_type(norms.shape[-1])
+    return counts.reshape(*norms.shape[:-1], bins).astype(smallest)
+
+
+def quantile(
+    counts: Integer[np.ndarray, " bins"], edges: Float64[np.ndarray, " bins_and_1"], q: float
+) -> float:
+    """A quantile, q in (0, 1], of the norms counted, to the width of a bin."""
+    below = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    wanted = q * below[-1]
+    place = int(np.searchsorted(below[1:], wanted))
+    part = (wanted - below[place]) / (below[place + 1] - below[place])
+    return float(edges[place] * (edges[place + 1] / edges[place]) ** part)
+
+
+def cutoff(
+    counts: Integer[np.ndarray, " bins"],
+    edges: Float64[np.ndarray, " bins_and_1"],
+    rule: str = DEFAULT_RULE,
+) -> float:
+    """The norm above which a token of one layer is an outlier: one of the edges, or infinity.
 
     Args:
-        norms: f[...], of one layer, of all images.
-        rule: "fixed:150", that number; "median:3", a multiple of the median; "valley", the lowest
-            bin between the main mode and a higher one in the histogram of the norms' logarithms
-            (`BINS` bins, smoothed over 5), if it stays below half of that one, which must hold
-            0.1 % of the tokens; else infinity: a histogram of one mode has no outliers.
+        counts: int[bins], `histogram` of one layer, summed over images.
+        edges: of the bins.
+        rule: "fixed:150", that number, which must be among the edges; "median:3", the edge at or
+            above that multiple of the median; "valley", the edge in the lowest bin between the main
+            mode and a higher one in the histogram of the norms' logarithms (`BINS` bins,
+            smoothed over 5), if it stays below half of that one, which must hold 0.1 % of the
+            tokens; else infinity: a histogram of one mode has no outliers.
 
     Raises:
         ValueError: another rule.
@@ -65,9 +110,18 @@ def cutoff(norms: Float[np.ndarray, "..."], rule: str = DEFAULT_RULE) -> float:
     kind, number = parse_rule(rule)
     if kind == "fixed":
         return number
-    if kind == "median":
-        return number * float(np.median(norms))
-    return _valley(np.asarray(norms, np.float64).ravel())
+    wanted = number * quantile(counts, edges, 0.5) if kind == "median" else _valley(counts, edges)
+    return float(np.append(edges, np.inf)[np.searchsorted(edges, wanted)])
+
+
+def outliers(
+    counts: Integer[np.ndarray, "*layers bins"],
+    edges: Float64[np.ndarray, " bins_and_1"],
+    cut: float,
+) -> Float64[np.ndarray, "*layers"]:
+    """The share of norms above a cut-off that is one of the edges; exact."""
+    above = counts[..., edges[:-1] >= cut].sum(axis=-1)
+    return np.asarray(above / counts.sum(axis=-1))
 
 
 def parse_rule(rule: str) -> tuple[str, float]:
@@ -86,23 +140,25 @@ def parse_rule(rule: str) -> tuple[str, float]:
     return kind, number
 
 
-def _valley(norms: np.ndarray) -> float:
-    positive = norms[norms > 0]
-    if positive.size < 2 or positive.min() == positive.max():
+def _valley(counts: np.ndarray, edges: np.ndarray) -> float:
+    there = np.flatnonzero(counts)
+    if len(there) < 2:
         return np.inf
-    counts, edges = np.histogram(np.log(positive), bins=BINS)
+    total, scale = counts.sum(), np.log(edges)
+    coarse = np.linspace(scale[there[0]], scale[there[-1] + 1], BINS + 1)
+    spread = np.diff(np.interp(coarse, scale, np.concatenate([[0], np.cumsum(counts)])))
     window = np.ones(2 * _SMOOTH + 1)
-    smooth = np.convolve(counts, window, mode="same")
+    smooth = np.convolve(spread, window, mode="same")
     # To the right of the main mode, the lowest bin beside the lower of the peaks around it.
     main = int(smooth.argmax())
     beyond = np.maximum.accumulate(smooth[::-1])[::-1]  # the highest bin from each on
-    peak = max(_LEAST, _LEAST_SHARE * positive.size)
+    peak = max(_LEAST, _LEAST_SHARE * total)
     depth = np.where(beyond >= peak, smooth / np.maximum(beyond, 1), np.inf)[main:]
     lowest = np.flatnonzero(depth == depth.min()) + main
     if depth.min() > _DEPTH:
         return np.inf
     middle = lowest[len(lowest) // 2]
-    return float(np.exp((edges[middle] + edges[middle + 1]) / 2))
+    return float(np.exp((coarse[middle] + coarse[middle + 1]) / 2))
 
 
 def crop_frame(

@@ -95,8 +95,9 @@ def tokencut(
     features, grid = _checked(features, grid)
     if not 0 <= tau < 1:
         raise ValueError(f"tau: expected a cosine in [0, 1), got {tau}; published is {PAPER_TAU}")
-    upper = ncut.affinity(features, tau)
-    cut = ncut.solve(ncut.Graph(upper, np.zeros(len(features), bool)))
+    with ncut.single_threaded_blas():
+        upper = ncut.affinity(features, tau)
+        cut = ncut.solve(ncut.Graph(upper, np.zeros(len(features), bool)))
     vector = cut.vector.astype(np.float64)
     if cut.degenerate:
         empty = np.zeros(grid, bool)

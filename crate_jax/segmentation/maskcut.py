@@ -10,14 +10,13 @@ import operator
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from functools import cache, partial
+from functools import partial
 
 import jax
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float, Float32, Float64, Int
 from PIL import Image
 from scipy import ndimage
-from threadpoolctl import ThreadpoolController
 
 from crate_jax.segmentation import ncut, ncut_device
 
@@ -121,7 +120,7 @@ def maskcut(
             f"features: expected finite values, got NaN or infinity in {bad} of {len(features)} "
             "patches. Check the weights and the normalisation of the image, or compute in float32."
         )
-    with _single_threaded_blas():
+    with ncut.single_threaded_blas():
         return _cut_on_host(features, grid, tau, max_masks, corrected)
 
 
@@ -161,7 +160,7 @@ def maskcut_batch(
     where = where or ("host" if jax.default_backend() == "cpu" else "device")
     features = _check(features, grid, tau, max_masks, ndim=3, keep_on_device=where == "device")
     if where == "host":
-        with _single_threaded_blas(), ThreadPoolExecutor(_cores()) as pool:
+        with ncut.single_threaded_blas(), ThreadPoolExecutor(_cores()) as pool:
             cut = partial(
                 _cut_on_host, grid=grid, tau=tau, max_masks=max_masks, corrected=corrected
             )
@@ -337,20 +336,6 @@ def _cut_on_host(
     while rounds.unfinished:
         rounds.add(ncut.solve(ncut.Graph(upper, rounds.painted, remove=corrected)))
     return rounds.result()
-
-
-@cache
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController()
-
-
-def _single_threaded_blas():
-    """One BLAS thread: the products are short and bound by memory.
-
-    OpenBLAS's threads wait for each other in spin loops: beside another busy process they were
-    measured 6 to 80 times slower than one.
-    """
-    return _blas().limit(limits=1, user_api="blas")
 
 
 def _cores() -> int:

@@ -20,10 +20,12 @@ and where the iteration does not converge the dense solver is called and reporte
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
 from scipy.linalg import blas, eigh
+from threadpoolctl import ThreadpoolController
 
 EPS = 1e-5
 """Weight of an absent edge; keeps every degree positive (TokenCut's constant)."""
@@ -44,6 +46,20 @@ _RESTART = 40  # many: components of a sparse graph crowd at mu = 0 and must all
 _MAX_PASSES = 120
 _DENSE_BELOW = 100  # nodes; the whole basis would not fit in so small a space
 _SINGLE_FLOOR = 3e-7  # residual that float32 products reach
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def single_threaded_blas():
+    """A context of one BLAS thread: the products here are short and bound by memory.
+
+    OpenBLAS's threads wait for each other in spin loops: beside another busy process they were
+    measured 6 to 80 times slower than one.
+    """
+    return _blas().limit(limits=1, user_api="blas")
 
 
 @dataclass(frozen=True)

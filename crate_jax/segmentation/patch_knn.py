@@ -232,10 +232,15 @@ def miou(counts: Integer[np.ndarray, "c c"], *, matched: bool) -> float:
             (Hungarian method), as the published figures have it. The predictions are semantic
             already, so False, the plain mean, is the stricter figure.
     """
-    ious = class_ious(counts)
+    assigned = assignment(counts, matched=matched)
+    return float(class_ious(counts)[np.arange(len(counts)), assigned].mean())
+
+
+def assignment(counts: Integer[np.ndarray, "c c"], *, matched: bool) -> Int[np.ndarray, " c"]:
+    """Which predicted class each true one is compared with: its own, or as `miou` matches them."""
     if not matched:
-        return float(np.diag(ious).mean())
-    return float(ious[linear_sum_assignment(ious, maximize=True)].mean())
+        return np.arange(len(counts))
+    return linear_sum_assignment(class_ious(counts), maximize=True)[1]
 
 
 def _finite(features: ArrayLike) -> Float32[np.ndarray, "m d"]:

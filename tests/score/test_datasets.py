@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from crate_jax.models import variants
 from crate_jax.score import datasets
 
 PIXELS = np.zeros((24, 40, 3), np.uint8)
@@ -40,3 +41,24 @@ def test_coco_is_read_in_the_frame_of_its_annotations(orientation, tmp_path):
     (tmp_path / "annotations" / "instances_val2017.json").write_text(json.dumps(truth))
     coco = datasets.CocoInstances(tmp_path, "val2017", None)
     np.testing.assert_array_equal(coco.read("a.jpg")[..., 0] > 127, PIXELS[..., 0] > 0)
+
+
+def test_scenes_show_the_objects_that_the_network_knows():
+    known = datasets.classes_known
+    crate = variants.config
+    assert [known(crate("crate-testing", classes=n)) for n in (0, 1, 40, 600)] == [
+        100,
+        100,
+        40,
+        600,
+    ]
+    assert known(crate("vit-b16")) == 100  # ImageNet's
+
+
+def test_labels_of_scenes_of_all_objects_are_no_void():
+    scenes = datasets.SceneInstances(32, 300, (1, 1), classes=600)
+    assert scenes.classes == 601
+    labels = [int(scenes.labels(name).max()) for name in scenes.names[:300:3]]
+    assert max(labels) > 255
+    for name, label in zip(scenes.names[::3], labels, strict=True):
+        assert label == 1 + scenes._scenes.instances(int(name))["labels"].max()

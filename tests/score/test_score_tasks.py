@@ -125,7 +125,8 @@ def test_artifacts_are_those_of_the_tokens(run, tiny, tmp_path):
             for name in ("q50", "q100", "outliers", "cutoff")
         }
         expected = {"q50": np.median(own), "q100": own.max(), "outliers": (own > 3).mean()}
-        assert found == pytest.approx(expected | {"cutoff": 3.0}, rel=1e-4)
+        assert found.pop("outliers") == pytest.approx(expected.pop("outliers"))
+        assert found == pytest.approx(expected | {"cutoff": 3.0}, rel=0.03)  # to a bin
         assert f"artifacts/cls_mass/layer{layer:02d}" in result["scores"]
 
 
