@@ -89,9 +89,7 @@ def run(
         stopped: said after Ctrl-C.
     """
     pressed: list[int] = []
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what the locale's encoding lacks is escaped
-            stream.reconfigure(errors="backslashreplace")
+    _open_streams()
     try:
         with _listening(pressed):
             status = command()
@@ -108,10 +106,21 @@ def run(
         if not no_memory and not isinstance(error, users):
             raise
         logging.debug("", exc_info=True)
-        print(f"error: {no_memory or error}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # what cannot be said changes no status
+            print(f"error: {no_memory or error}", file=sys.stderr, flush=True)
         return getattr(error, "exit_status", 2)
     finally:
         _reader_gone()
+
+
+def _open_streams() -> None:
+    """Closed ones (`>&-`) lead nowhere, and what the locale's encoding lacks is escaped."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # else the next file that is opened would get what is printed
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, to the end of the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _of_memory(error: BaseException) -> str | None:

@@ -160,6 +160,15 @@ def test_a_reader_that_goes_away_is_no_error(command):
     assert (done.stdout, done.stderr) == ("141\n", "")
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-", ">/dev/full"])
+def test_a_closed_stream_is_no_fault(closed, tmp_path):
+    code = "from crate_jax import command_line; command_line.run(lambda: print('x') or 0)"
+    script = f"{sys.executable} -c \"{code}; open({str(tmp_path / 'a')!r}, 'w').close()\" {closed}"
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "a").read_text() == ""
+
+
 def test_what_the_locale_cannot_say_is_escaped(tmp_path):
     strict = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     code = (

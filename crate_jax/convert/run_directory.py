@@ -143,7 +143,9 @@ def complete_steps(workdir: str | os.PathLike) -> list[int]:
     directory = pathlib.Path(workdir) / "checkpoints"
     if not directory.is_dir():
         return []
-    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and p.is_dir())
+    # Not "08", nor digits of other scripts: their folders would not be found again.
+    steps = [p.name for p in directory.iterdir() if p.is_dir() and p.name.isdecimal()]
+    return sorted(int(name) for name in steps if str(int(name)) == name)
 
 
 def damage(directory: pathlib.Path) -> str | None:

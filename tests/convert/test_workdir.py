@@ -9,6 +9,7 @@ import pytest
 
 import crate_jax
 from crate_jax.convert import checkpoints
+from crate_jax.convert.run_directory import complete_steps
 
 
 def test_loads_the_newest_step_and_any_other(run_directory):
@@ -103,3 +104,10 @@ def test_conversion_needs_no_training():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not done.stdout.strip()
+
+
+def test_steps_are_folders_that_are_named_as_numbers(tmp_path):
+    for name in ("8", "10", "08", "\u00b2", "\u0663", "-1", "9.orbax-checkpoint-tmp", "x"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    (tmp_path / "checkpoints" / "7").touch()
+    assert complete_steps(tmp_path) == [8, 10]
