@@ -27,6 +27,7 @@ _NAMES = {
 }
 # Of what is compared, CRATE and ViT under other conditions: where the claim may not hold.
 _CONDITIONS = grid.COMPARISONS[3:8]
+_OPERATORS = (*grid.COMPARISONS[1:3], *grid.COMPARISONS[8:])
 
 
 def render(path: pathlib.Path, out: pathlib.Path | None) -> int:
@@ -37,13 +38,12 @@ def render(path: pathlib.Path, out: pathlib.Path | None) -> int:
         out: the directory of the runs, for the README's picture; None leaves that as it is.
     """
     results = Results.read(path)
-    page = page_with(PAGE.read_text(encoding="utf-8"), results, path)
-    for name, svg in drawings.drawn(results).items():
-        write_atomically(chart_path(path, name), svg)
-    write_atomically(PAGE, page)
-    say(f"wrote {PAGE}")
     if out is not None:
         say(f"wrote {drawings.write_side_by_side(out, results, PAGE.parent)}")
+    for name, svg in drawings.drawn(results).items():
+        write_atomically(chart_path(path, name), svg)
+    write_atomically(PAGE, page_with(PAGE.read_text(encoding="utf-8"), results, path))
+    say(f"wrote {PAGE}")
     return 0
 
 
@@ -145,6 +145,13 @@ def _answer(results: Results) -> list[str]:
         ]
         if chosen:
             lines.append(f"{words}: {'; '.join(chosen)}.")
+    operators = (
+        (ours.title, _compared(results, ours, reference, "learned", HEADLINE))
+        for _, ours, reference in _OPERATORS
+    )
+    against = [f"{title} {_signed(value)}" for title, value in operators if value is not None]
+    if against:
+        lines.append(f"Other operators, less the ViT: {'; '.join(against)}.")
     return [" ".join(lines)]
 
 
@@ -166,9 +173,11 @@ def _places(results: Results) -> Iterable[tuple[str, Estimate]]:
 
 
 def _charts(results: Results, stem: str) -> list[str]:
-    return [
-        f"![{drawings.TITLES[name]}](results/{stem}_{name}.svg)" for name in drawings.drawn(results)
-    ]
+    pictures = [f"![{title}](results/{stem}_{name}.svg)" for name, title in drawings.TITLES.items()]
+    if results.content["budget"] == "cpu" and (PAGE.parent / drawings.PICTURE).is_file():
+        title = "CRATE and ViT on the same scenes: the best head of each network's best layer"
+        pictures.insert(0, f"![{title}]({drawings.PICTURE})")
+    return pictures
 
 
 # ---- Tables --------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ TITLES = {
 _LABELS = {"layers": "layer", "training": "training scenes", "accuracy": "top-1"}
 _TONES = {"crate": "accent", "vit": "muted", "crate-mlp": 0.0, "crate-mhsa": 0.5}
 _SHOWN = 10  # scenes of the picture
-_PICTURE = "emergence.png"
+PICTURE = "emergence.png"
 
 
 def drawn(results: Results) -> dict[str, str]:
@@ -100,7 +100,7 @@ def write_side_by_side(out: pathlib.Path, results: Results, folder: pathlib.Path
         observed = final_evaluation.Observed(final_evaluation.observer(network), scenes)
         layer = differences.layer_of_all(results.of_condition(condition))
         pictures[_caption(results, condition, layer)] = _attended(observed, layer)
-    return write_atomically(folder / _PICTURE, _sheet(pictures))
+    return write_atomically(folder / PICTURE, _sheet(pictures))
 
 
 def _caption(results: Results, condition: Condition, layer: int) -> str:

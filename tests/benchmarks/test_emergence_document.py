@@ -150,6 +150,7 @@ def test_text_of_a_whole_grid():
     assert text.startswith("**The claim holds** on these scenes: D = +0.1")
     assert "All 47 runs are done." in text
     assert "It does with: IoU, area rule (+0.1" in words(text)
+    assert "Other operators, less the ViT: CRATE-MLP" in words(text)
     assert "nan" not in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert all(len(row.split(" | ")) > 1 for row in rows)
