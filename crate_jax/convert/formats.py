@@ -24,6 +24,7 @@ from crate_jax import files
 from crate_jax.convert import pytorch
 from crate_jax.convert.text import listed, one_line, printable
 
+_RUN: dict[str, Any] = {"config": {}, "step": 0, "history": [], "scores": {}}  # `--with-run`
 DECLARATION = "crate_jax"  # the metadata entry that holds what tensors do not tell
 TARGETS = (".safetensors", ".npz", ".pth", ".pth.tar")
 # A file may unpack to this many bytes whatever its size, and beyond that to RATIO times its size.
@@ -138,6 +139,8 @@ def _read_archive(path: pathlib.Path, values: bool) -> File:
             "like that"
         )
     names = [e.filename for e in entries]
+    if twice := len(names) - len(set(names)):
+        raise ValueError(f"{path}: damaged, {twice} names stand in the archive more than once")
     if any(name.endswith(".npy") for name in names):
         return _read_npz(path, archive)
     archive.close()
@@ -245,6 +248,8 @@ def _read_index(path: pathlib.Path, values: bool) -> File:
             f"{path}: {len(missing)} of {len(parts)} parts are not beside it: {listed(missing)}; "
             "fetch them too"
         )
+    if not parts:
+        raise ValueError(f"{path}: expected an index of weights, got one that names none")
     read_parts = {part: read(path.parent / part, values) for part in parts}
     lacking = [f"{n} ({part})" for n, part in where.items() if n not in read_parts[part].tree]
     if lacking:
@@ -256,9 +261,12 @@ def _read_index(path: pathlib.Path, values: bool) -> File:
 def _declaration(path: pathlib.Path, text: str) -> dict[str, Any] | None:
     try:
         declaration = json.loads(text)
-        if isinstance(declaration["config"], dict):
+        run = declaration.get("run", _RUN)
+        if isinstance(declaration["config"], dict) and all(
+            isinstance(run[name], type(empty)) for name, empty in _RUN.items()
+        ):
             return declaration
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
     raise ValueError(
         f"{path}: its {DECLARATION!r} metadata is not a declaration written by this project; "

@@ -77,7 +77,8 @@ def inspect(path: str | os.PathLike) -> str:
     lines += [("problem", text) for text in declare.misfits(found, inferred)]
     if run := (file.declaration or {}).get("run"):
         seed, scores = run["config"].get("seed"), run["scores"]
-        top1 = f", val/top1 {scores['val/top1']:.3f}" if "val/top1" in scores else ""
+        top1 = scores.get("val/top1")
+        top1 = f", val/top1 {top1:.3f}" if isinstance(top1, float) else ""
         lines.append(("made by", f"a run of seed {seed} at step {run['step']:,}{top1}"))
     return _table(lines)
 

@@ -267,6 +267,29 @@ class TestMalformed:
         path.write_bytes(len(header).to_bytes(8, "little") + header)
         self.refused(path, "damaged or cut off")
 
+    @pytest.mark.parametrize(
+        "text",
+        [
+            *("[]", "3", '{"config": []}', '{"config": {}, "run": 3}', '{"config": {}, "run": {}}'),
+            '{"config": {}, "run": {"config": 3, "step": 1, "history": [], "scores": {}}}',
+        ],
+    )
+    def test_metadata_of_something_else(self, text, tmp_path, crate_state):
+        path = tmp_path / "a.safetensors"
+        safetensors.numpy.save_file(crate_state(), path, metadata={"crate_jax": text})
+        self.refused(path, "is not a declaration written by this project")
+
+    def test_an_index_of_nothing(self, tmp_path):
+        (tmp_path / "a.json").write_text('{"weight_map": {}}')
+        self.refused(tmp_path / "a.json", "got one that names none")
+
+    @pytest.mark.filterwarnings("ignore:Duplicate name")
+    def test_an_archive_with_a_name_twice(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+            for _ in range(2):
+                archive.writestr("cls.npy", npy_header("{}"))
+        self.refused(tmp_path / "a.npz", "1 names stand in the archive more than once")
+
     @pytest.mark.parametrize("value", ["NaN", "1e999", '"x"', "[]", "{}"])
     def test_stored_numbers(self, value, tmp_path, crate_state):
         path = tmp_path / "a.safetensors"
