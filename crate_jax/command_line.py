@@ -90,6 +90,7 @@ def run(
     """
     pressed: list[int] = []
     _open_streams()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # of ours, as they are
     try:
         with _listening(pressed):
             status = command()

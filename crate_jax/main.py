@@ -167,7 +167,6 @@ def start(
     sys.unraisablehook = lambda fault: logging.debug("unraisable", exc_info=fault.exc_value)
     allocator.keep_freed_memory()
     absl_logging.set_verbosity(absl_logging.WARNING)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     sys.argv[1:] = command_line.with_packaged_configs(sys.argv[1:])
     parser = command_line.of_flags(f"python -m crate_jax.{name}", text, metavars)
     command_line.answer(parser, sys.argv[1:], keys.known)

@@ -160,6 +160,12 @@ def test_a_reader_that_goes_away_is_no_error(command):
     assert (done.stdout, done.stderr) == ("141\n", "")
 
 
+def test_a_warning_is_said_as_it_is(tmp_path):
+    code = "import logging; from crate_jax import command_line; "
+    code += "command_line.run(lambda: logging.warning('waiting') or 0)"
+    assert run("-c", code, cwd=tmp_path).stderr == "waiting\n"
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-", ">/dev/full"])
 def test_a_closed_stream_is_no_fault(closed, tmp_path):
     code = "from crate_jax import command_line; command_line.run(lambda: print('x') or 0)"
