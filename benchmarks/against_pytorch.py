@@ -6,7 +6,9 @@
 CRATE is a checkout of the authors' repository (its `model/crate.py` needs torch and einops; it is
 not ours to ship). Both train CRATE at 224 px with AdamW in float32 on the same random images. The
 ratio of a turn is PyTorch's seconds a step by ours; above 1 ours is faster. Other work on the
-machine disturbs both: trust the median of several turns. `--compile` gives PyTorch torch.compile.
+machine disturbs both: trust the median of several turns, or the processor seconds, which count
+that least where both sides have one thread (`OMP_NUM_THREADS=1 taskset -c 0 python -m ...`; waiting
+threads of PyTorch's count as busy). `--compile` gives PyTorch torch.compile.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import time
 
 from crate_jax import command_line
 
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 SIZES = {"tiny": "crate-t16", "small": "crate-s16", "base": "crate-b16", "large": "crate-l16"}
 
 
@@ -29,32 +32,36 @@ def main():
     parser.add_argument("--steps", type=int, default=3, help="in a turn (default 3)")
     parser.add_argument("--compile", action="store_true", help="torch.compile for PyTorch")
     a = command_line.parse(parser)
-    sides = {"ours": ours(a), "PyTorch": theirs(a)}
+    sides = {"ours": our_step(a), "PyTorch": their_step(a)}
     for step in sides.values():
         step()  # compiled, and warm
-    ratios = []
+    ratios = {name: [] for name in CLOCKS}
     for turn in range(a.turns):
         seconds = {name: _seconds(step, a.steps) for name, step in sides.items()}
-        ratios.append(seconds["PyTorch"] / seconds["ours"])
+        for clock, found in ratios.items():
+            ours, theirs = (seconds[side][clock] for side in sides)
+            found.append(theirs / ours)
+            print(
+                f"turn {turn + 1}, {clock}: ours {ours:.3f} s a step, PyTorch {theirs:.3f}, "
+                f"ratio {found[-1]:.2f}",
+                flush=True,
+            )
+    for clock, found in ratios.items():
         print(
-            f"turn {turn + 1}: ours {seconds['ours']:.3f} s a step, PyTorch "
-            f"{seconds['PyTorch']:.3f}, ratio {ratios[-1]:.2f}",
-            flush=True,
+            f"ratio, {clock}, {len(found)} turns: median {statistics.median(found):.2f}, "
+            f"{min(found):.2f} to {max(found):.2f}"
         )
-    print(
-        f"ratio, {len(ratios)} turns: median {statistics.median(ratios):.2f}, "
-        f"{min(ratios):.2f} to {max(ratios):.2f}"
-    )
 
 
-def _seconds(step, count) -> float:
-    begin = time.perf_counter()
+def _seconds(step, count) -> dict[str, float]:
+    """Of a step, by each clock."""
+    begin = {name: clock() for name, clock in CLOCKS.items()}
     for _ in range(count):
         step()
-    return (time.perf_counter() - begin) / count
+    return {name: (clock() - begin[name]) / count for name, clock in CLOCKS.items()}
 
 
-def ours(a: argparse.Namespace):
+def our_step(a: argparse.Namespace):
     """A function that takes one training step of ours and waits for it."""
     import jax
 
@@ -76,7 +83,7 @@ def ours(a: argparse.Namespace):
     return step
 
 
-def theirs(a: argparse.Namespace):
+def their_step(a: argparse.Namespace):
     """The same of the authors' class."""
     import torch
 
