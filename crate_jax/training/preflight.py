@@ -93,7 +93,8 @@ def _remedy(setting: evaluation.Setting, memory: topology.Exhausted) -> str:
         parts *= 2
         if memory.needed * config.accumulate / parts <= FILLED * memory.there:
             break
-    fsdp = "" if config.fsdp > 1 else f", or --config.fsdp={mesh.size} where the state is large"
+    whole = config.fsdp == 1 < mesh.size
+    fsdp = f", or --config.fsdp={mesh.size} where the state is large" if whole else ""
     return (
         f"--config.accumulate={parts} (about {memory.needed / GIB * config.accumulate / parts:.1f} "
         f"GiB), --config.remat=dots, a smaller batch_size, more chips{fsdp}"

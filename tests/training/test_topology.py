@@ -1,10 +1,11 @@
 """Hardware that is not there: names, what its compiler says, and, with libtpu, a dry run for it."""
 
 import importlib.util
+import types
 
 import pytest
 
-from crate_jax.training import topology
+from crate_jax.training import preflight, topology
 from tests.end_to_end import runs
 
 LIBTPU = importlib.util.find_spec("libtpu") is not None
@@ -35,6 +36,16 @@ def test_what_compilers_say_of_memory():
         memory = topology.exhausted(RuntimeError(text))
         assert memory == topology.Exhausted(needed * 2**30, 15.75 * 2**30)
     assert topology.exhausted(RuntimeError("INTERNAL: another fault")) is None
+
+
+@pytest.mark.parametrize(("chips", "fsdp", "said"), [(1, 1, False), (8, 1, True), (8, 8, False)])
+def test_a_remedy_that_can_be_had(chips, fsdp, said):
+    config = types.SimpleNamespace(accumulate=1, batch_size=2048, fsdp=fsdp)
+    setting = types.SimpleNamespace(config=config, mesh=types.SimpleNamespace(size=chips))
+    text = preflight._remedy(setting, topology.Exhausted(87.88 * 2**30, 15.75 * 2**30))
+    assert "--config.accumulate=8 (about 11.0 GiB)" in text
+    assert ("--config.fsdp=8" in text) == said
+    assert ("--config.fsdp=" in text) == said
 
 
 PROGRAM = """\
