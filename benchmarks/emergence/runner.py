@@ -63,11 +63,11 @@ def work(out: pathlib.Path, budget_name: str, only: Sequence[str]) -> int:
     results = Results.read(out / RESULTS, budget_name)
     budget = results.budget
     wanted = chosen(budget, only)
+    keep_recipe(results)
     for run in wanted:
         check(run, results)
     left = [run for run in wanted if results.run(run) is None]
     clock = Clock(left, results)
-    results.content.setdefault("recipe", grid.recipe(budget))
     try:
         for run in left:
             _scenes_alone(out, results)
@@ -120,6 +120,19 @@ def chosen(budget: Budget, only: Sequence[str]) -> list[Run]:
                 f"{beginning!r}; --list has all"
             )
     return [run for run in every if not only or run.name.startswith(tuple(only))]
+
+
+def keep_recipe(results: Results) -> None:
+    """Puts the recipe among the results; raises ValueError where another one is there."""
+    recipe = grid.recipe(results.budget)
+    known = results.content.setdefault("recipe", recipe)
+    changed = config.differences(known["config"], recipe["config"])
+    if changed:
+        raise ValueError(
+            "results: expected those of the quick start's recipe as it is now, got those of "
+            f"another (there -> here): {'; '.join(changed)}; choose another --out, or go on with "
+            "the recipe of then"
+        )
 
 
 def check(run: Run, results: Results) -> None:

@@ -215,6 +215,19 @@ def test_a_run_of_another_recipe_is_refused():
         runner.check(run, results)
 
 
+def test_results_of_another_recipe_are_not_gone_on_with(tmp_path):
+    results = Results.of("smoke")
+    runner.keep_recipe(results)
+    results.write(tmp_path / "results.json")
+    again = Results.read(tmp_path / "results.json")
+    runner.keep_recipe(again)
+    again.content["recipe"]["config"]["log_every"] = "1 steps"  # makes no other run
+    runner.keep_recipe(again)
+    again.content["recipe"]["config"]["steps"] = 7
+    with pytest.raises(ValueError, match="steps: 7 -> 8; choose another --out"):
+        runner.keep_recipe(again)
+
+
 def test_only_takes_beginnings_of_names():
     chosen = runner.chosen(CPU, ("crate-mlp", "vit-parameters"))
     assert {run.condition.network for run in chosen} == {"crate-mlp", "vit"}
