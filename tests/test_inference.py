@@ -8,10 +8,11 @@ import pytest
 from crate_jax import inference
 from crate_jax.models import base, variants
 from crate_jax.segmentation import attention
+from tests.networks import draw
 
 
 def network(name="crate-testing", seed=0, **fields):
-    model = variants.build(variants.config(name, **fields), seed)
+    model = draw(variants.config(name, **fields), seed)
     return inference.Network(model.config, *base.split(model))
 
 

@@ -9,8 +9,11 @@ import pytest
 from absl.testing import flagsaver
 
 from crate_jax import probe
+from crate_jax.convert import checkpoints
+from crate_jax.models import variants
 from crate_jax.training import probing
 from tests.end_to_end import runs
+from tests.networks import draw
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +75,13 @@ def test_linear_probe_beats_chance_and_chooses_a_strength(clusters):
 
 
 def test_command_line(tmp_path):
-    runs.run(tmp_path / "run", config=f"{runs.TINY}:4")
+    checkpoints.save(draw(variants.config("crate-testing")), tmp_path / "x.safetensors")
     done = subprocess.run(
         [
             sys.executable,
             "-m",
             "crate_jax.probe",
-            f"--checkpoint={tmp_path / 'run'}",
+            f"--checkpoint={tmp_path / 'x.safetensors'}",
             f"--config={runs.TINY}:4",
             "--config.data.scenes.train_length=64",
             f"--out={tmp_path / 'probe.json'}",

@@ -1,7 +1,5 @@
 """State dicts under the authors' names, made in NumPy: most of these tests need no PyTorch."""
 
-import functools
-import json
 import pathlib
 
 import jax
@@ -9,8 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from crate_jax.models import base, variants
-from crate_jax.training import checkpoint
+from tests import networks, workdirs
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -44,16 +41,7 @@ def error():
 
 @pytest.fixture(scope="session")
 def run():
-    """A jitted call on NHWC images."""
-
-    @functools.partial(jax.jit, static_argnums=(0, 3))
-    def jitted(definition, params, images, capture, kwargs):
-        return base.merge(definition, params)(images, capture=capture, **kwargs)
-
-    def call(model, images, capture=False, **kwargs):
-        return jitted(*base.split(model), images, capture, kwargs)
-
-    return call
+    return networks.run
 
 
 @pytest.fixture
@@ -117,17 +105,6 @@ def _crate_state():
 
 @pytest.fixture(scope="module")
 def run_directory(tmp_path_factory):
-    """What a training leaves: config.json and two checkpoints."""
-    config = variants.config("crate-testing", image_size=(16, 32), positions="dino")
+    """A run of two checkpoints."""
     directory = tmp_path_factory.mktemp("run")
-    (directory / "config.json").write_text(json.dumps({"seed": 3, "model": config.to_dict()}))
-    _, shapes = base.split(variants.abstract(config))
-    saved = checkpoint.Checkpoints(directory)
-    for step in (10, 20):
-        draw = np.random.default_rng(step).normal
-        params = jax.tree.map(
-            lambda s, draw=draw: jax.numpy.asarray(draw(size=s.shape) / 3, "float32"), shapes
-        )
-        saved.save(step, params, {"step": jax.numpy.zeros(())}, {}, {})
-    saved.close()
-    return directory
+    return workdirs.write(directory, (10, 20), image_size=(16, 32), positions="dino")

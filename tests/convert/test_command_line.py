@@ -14,6 +14,7 @@ import crate_jax
 from crate_jax.convert import arguments, checkpoints, declare
 from crate_jax.convert.__main__ import main
 from crate_jax.models import base, variants
+from tests.networks import draw
 
 
 def test_inspect_names_the_family_and_what_is_undeclared(torch, reference_files, capsys):
@@ -168,7 +169,7 @@ def test_stablehlo(name, tmp_path, run, error, capsys):
 
 def test_exports_of_nan_are_not_verified(tmp_path, capsys):
     config = variants.config("crate-testing", image_size=(16, 16), depth=1)
-    model = variants.build(config)
+    model = draw(config)
     model.head.bias[...] = jax.numpy.full(10, 3e38)
     model.head.kernel[...] = jax.numpy.full(model.head.kernel.shape, 3e38)
     checkpoints.save(model, tmp_path / "x.safetensors")

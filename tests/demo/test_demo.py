@@ -4,7 +4,6 @@ import io
 import json
 import re
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,27 +14,19 @@ from crate_jax.convert.__main__ import main as convert
 from crate_jax.demo import seeing
 from crate_jax.demo.__main__ import main as demo
 from crate_jax.export import mosaic
-from crate_jax.models import base, variants
+from crate_jax.models import base
 from crate_jax.segmentation import attention, scoring
-from crate_jax.training import checkpoint
+from tests import workdirs
+from tests.networks import run as run_network
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """What a run leaves: a tiny network with random weights, and a line of metrics."""
-    directory = tmp_path_factory.mktemp("run")
+    """A run whose scenes have five classes."""
     settings = config.default()
-    settings.model = config.model("crate-testing", image_size=32, patch_size=8, depth=2, classes=5)
-    settings.data.image_size = 32
-    settings.data.scenes.classes = 5
-    (directory / "config.json").write_text(json.dumps(config.plain(settings)))
-    _, params = base.split(variants.build(variants.from_dict(settings.model.to_dict()), 7))
-    saved = checkpoint.Checkpoints(directory)
-    saved.save(30, params, {"step": jax.numpy.zeros(())}, {}, {})
-    saved.close()
-    lines = [{"step": step, "train/loss": 2 - step / 30} for step in range(1, 31)]
-    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return directory
+    settings.model = config.model("crate-testing", classes=5)
+    settings.data.image_size, settings.data.scenes.classes = 32, 5
+    return workdirs.write(tmp_path_factory.mktemp("run"), settings=settings)
 
 
 @pytest.fixture
@@ -52,9 +43,8 @@ def scenes(run):
 def test_top1_and_iou_are_those_of_the_scenes(run, scenes):
     network = inference.load(run)
     score = seeing.score(network, scenes, 10, keep=0.6)
-    model = base.merge(network.definition, network.params)
     images = np.stack([scenes[index]["image"] for index in range(10)])
-    logits, out = model(model.preprocess(images), capture=True)
+    logits, out = run_network(base.merge(network.definition, network.params), images, capture=True)
     labels = np.array([scenes[index]["label"] for index in range(10)])
     assert score.estimates["top1"].value == np.mean(np.argmax(logits, -1) == labels)
     best = []

@@ -12,9 +12,9 @@ import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
-from crate_jax.training import loop
+from tests import workdirs
 from tests.docs import commands
-from tests.end_to_end import pictures, tiny_config
+from tests.end_to_end import pictures
 
 ROOT = commands.ROOT
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -30,11 +30,7 @@ def languages(page):
 def things(tmp_path_factory):
     """What the pages speak of, made once."""
     folder = tmp_path_factory.mktemp("things")
-    config = tiny_config.get_config("4")
-    config.model.image_size, config.data.image_size = (64, 64), 64  # the quick start's
-    config.evaluation.cls_iou = False
-    config.evaluation.capture_images = 0
-    assert loop.train(config, folder / "runs" / "scenes_tiny") == 0
+    workdirs.write(folder / "runs" / "scenes_tiny", image_size=(64, 64))  # the quick start's
     pictures.write(folder / "split", train=2, val=0)
     shutil.copytree(folder / "split" / "train", folder / "ROOT")
     shutil.copytree(folder / "split" / "train" / "owl", folder / "PHOTOS")

@@ -1,24 +1,37 @@
-"""JPEGs to train on; and what runs of one network in one process need not do twice."""
+"""JPEGs to train on; and what runs of one config in one process need not do twice."""
+
+import json
 
 import pytest
 
-from crate_jax.training import loop
+from crate_jax.config import plain
+from crate_jax.training import loop, program
 from tests.end_to_end import pictures
 
-_FLOPS = {}
+_FLOPS, _PROGRAMS = {}, {}
 
 
 @pytest.fixture(autouse=True)
-def flops_are_counted_once(monkeypatch):
-    """Tracing a network once more for its number of operations is a sixth of a short run."""
-    count = loop.flops_per_image
+def traced_once(monkeypatch):
+    """Tracing is most of a short run: a run that is resumed here has the program of its beginning.
+
+    Runs that are resumed in processes of their own trace it anew (test_resume).
+    """
+    count, make = loop.flops_per_image, program.make
 
     def flops_per_image(config, model):
         if model not in _FLOPS:
             _FLOPS[model] = count(config, model)
         return _FLOPS[model]
 
+    def make_once(config, model, mesh, rate):
+        key = json.dumps(plain(config), sort_keys=True), mesh, program.make_step
+        if key not in _PROGRAMS:
+            _PROGRAMS[key] = make(config, model, mesh, rate)
+        return _PROGRAMS[key]
+
     monkeypatch.setattr(loop, "flops_per_image", flops_per_image)
+    monkeypatch.setattr(program, "make", make_once)
 
 
 @pytest.fixture(scope="module")

@@ -230,6 +230,7 @@ def test_damaged_checkpoint_gives_way_to_the_one_before(images, unharmed, tmp_pa
     assert runs.metrics(workdir) == runs.metrics(unharmed)
 
 
+@pytest.mark.slow
 def test_half_written_checkpoint_is_passed_over(images, unharmed, tmp_path):
     workdir = shutil.copytree(unharmed, tmp_path / "run")
     newest = workdir / "checkpoints" / "12"
@@ -240,7 +241,7 @@ def test_half_written_checkpoint_is_passed_over(images, unharmed, tmp_path):
     assert runs.checkpoint_steps(workdir) == [4, 8, 12]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_vanished_data_file_is_named(images, unharmed, tmp_path, strike, workers):
     hidden = sorted((images / "train" / "dog").iterdir())
     contents = {path: path.read_bytes() for path in hidden}
@@ -267,6 +268,7 @@ def test_killed_worker_stops_the_run(images, unharmed, tmp_path, strike):
     continues(tmp_path, images, unharmed, reached, lost=reached % EVERY)
 
 
+@pytest.mark.slow
 def test_clock_jump_changes_nothing(images, unharmed, tmp_path, strike, monkeypatch):
     """While a save is under way, whose time limits follow the clock that jumps."""
     jump, at_step = 86400, 12

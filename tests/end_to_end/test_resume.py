@@ -1,4 +1,4 @@
-"""A run that was stopped ends with the same metrics as one that was not."""
+"""A run that was stopped ends with the same metrics as one that was not; in processes."""
 
 import signal
 
@@ -44,19 +44,3 @@ def test_killed_terminated_and_damaged_run_equals_uninterrupted(uninterrupted, t
     assert f"checkpoint {newest} is damaged" in caplog.text
     assert (tmp_path / "damaged_checkpoints" / str(newest)).is_dir()
     assert runs.metrics(tmp_path) == runs.metrics(uninterrupted)
-
-
-def test_finished_run_is_left_alone(uninterrupted, capsys):
-    before = (uninterrupted / "metrics.jsonl").read_text()
-    assert loop.train(tiny_config.get_config(STEPS), uninterrupted) == 0
-    assert f"resumed  after step {STEPS} of {STEPS}" in capsys.readouterr().out
-    assert (uninterrupted / "metrics.jsonl").read_text() == before
-
-
-def test_another_config_is_refused_with_the_difference(uninterrupted):
-    before = {p.name for p in uninterrupted.iterdir()}
-    other = tiny_config.get_config(STEPS)
-    other.optimizer.learning_rate = 0.5
-    with pytest.raises(ValueError, match=r"optimizer.learning_rate: 0.001 -> 0.5"):
-        loop.train(other, uninterrupted)
-    assert {p.name for p in uninterrupted.iterdir()} == before

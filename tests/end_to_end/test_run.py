@@ -84,6 +84,20 @@ def test_evaluation_without_layers_in_a_home_folder(finished, monkeypatch):
     assert alone["val/loss"] == pytest.approx(runs.metrics(finished)[-1]["val/loss"], rel=1e-5)
 
 
+def test_finished_run_is_left_alone(finished, capsys):
+    before = (finished / "metrics.jsonl").read_text()
+    assert loop.train(config(), finished) == 0
+    assert "resumed  after step 4 of 4" in capsys.readouterr().out
+    assert (finished / "metrics.jsonl").read_text() == before
+
+
+def test_another_config_is_refused_with_the_difference(finished):
+    before = {p.name for p in finished.iterdir()}
+    with pytest.raises(ValueError, match=r"optimizer.learning_rate: 0.001 -> 0.5"):
+        loop.train(config(optimizer__learning_rate=0.5), finished)
+    assert {p.name for p in finished.iterdir()} == before
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

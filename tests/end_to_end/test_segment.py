@@ -28,6 +28,7 @@ from crate_jax.segment.__main__ import main as segment
 from crate_jax.segment.records import Records
 from crate_jax.segmentation import attention, maskcut
 from tests.end_to_end import runs
+from tests.networks import draw
 
 PHOTOGRAPHS = ["hubble_deep_field.jpg", "retina.jpg", "rocket.jpg"] + [
     f"{name}.png"
@@ -46,7 +47,7 @@ METHODS = {
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
-    checkpoints.save(variants.build(variants.config("crate-testing"), 0), path)
+    checkpoints.save(draw(variants.config("crate-testing")), path)
     return path
 
 
@@ -306,7 +307,7 @@ def test_other_settings_are_refused_with_the_difference(
     assert "tau: 0.2 -> 0.3" in capsys.readouterr().err
     assert contents(whole["maskcut"]) == before
     other = tmp_path / "other.safetensors"
-    checkpoints.save(variants.build(variants.config("crate-testing"), 1), other)
+    checkpoints.save(draw(variants.config("crate-testing"), 1), other)
     assert run(other, photographs, whole["maskcut"], "maskcut") == 2
     assert "weights: " in capsys.readouterr().err
 

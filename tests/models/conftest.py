@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from crate_jax.convert import layouts, weights
-from crate_jax.models import base
 from crate_jax.models.crate import CrateConfig
 from crate_jax.models.crate_alpha import CrateAlphaConfig
 from crate_jax.models.crate_mae import CrateMAEConfig
 from crate_jax.models.vit import ViTConfig
+from tests import networks
 
 REFERENCE = pathlib.Path(__file__).parents[1] / "reference"
 SIZE = {"image_size": 32, "patch_size": 8, "dim": 48, "heads": 4}
@@ -44,23 +44,13 @@ class Case:
         self.model = weights.build(self.params, self.config)
 
     def __call__(self, images, **kwargs):
-        """A jitted call: eager ones compile every operation by itself."""
-        return run(self.model, images, **kwargs)
+        return networks.run(self.model, images, **kwargs)
 
     def __getitem__(self, key):
         return self.arrays[key]
 
     def images(self, key="images"):
         return self.arrays[key].transpose(0, 2, 3, 1)
-
-
-def run(model, images, capture=False, **kwargs):
-    return jitted(*base.split(model), images, capture, kwargs)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def jitted(definition, params, images, capture, kwargs):
-    return base.merge(definition, params)(images, capture=capture, **kwargs)
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +77,6 @@ def error():
     )
 
 
-@pytest.fixture(scope="session", name="run")
-def _run():
-    return run
+@pytest.fixture(scope="session")
+def run():
+    return networks.run

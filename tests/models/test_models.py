@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crate_jax.models import base, layers, patches, variants
+from crate_jax.models import base, dino, layers, patches, variants
+from tests.networks import compute, draw
 
 TESTING = (
     "crate-testing",
@@ -19,31 +20,22 @@ TESTING = (
 )
 
 
-@functools.cache
-def built(config, **kwargs):
-    """A network with weights from NumPy, none of them trivial; drawing them in JAX compiles."""
-    definition, shapes = base.split(variants.abstract(config, **kwargs))
-    generator = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        x = generator.normal(0, 1 / np.sqrt(leaf.shape[0] if leaf.ndim == 2 else 10), leaf.shape)
-        return jnp.asarray(x + ("scale" in str(path[-1])), jnp.float32)
-
-    return base.merge(definition, jax.tree_util.tree_map_with_path(draw, shapes))
-
-
 def tiny(name, **overrides):
-    return built(variants.config(name, **overrides))
+    return draw(variants.config(name, **overrides))
 
 
 def images(height=32, width=32, batch=2):
-    return jax.random.normal(jax.random.key(1), (batch, height, width, 3))
+    return normal(batch, height, width, 3, seed=1)
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 @pytest.mark.parametrize("name", TESTING)
 def test_shapes_and_capture(name, run):
     config = variants.VARIANTS[name]
-    model = built(config)
+    model = draw(config)
     logits, out = run(model, images(24, 40), capture=True)
     assert logits.shape == (2, config.classes or config.dim)
     assert out["features"].shape == (2, 24)
@@ -65,32 +57,45 @@ def test_vit_with_the_options_of_dinov2(fields, run):
     assert logits.shape == (2, 10)
     assert out["tokens"].shape == (2, 2, 1 + r + 15, 24)
     if r:
-        layer = model.layers[0]
-        assert layer.attention.qkv.bias is None
-        z = model.tokens(images(24, 40))
-        update, *_ = layer.attention(layer.attention_norm(z))
-        half = z + layer.attention_scale[...][None, None] * update
-        gate, up = jnp.split(layer.operator.expand(layer.operator_norm(half)), 2, axis=-1)
-        update = layer.operator.contract(jax.nn.silu(gate) * up)
-        after = half + layer.operator_scale[...][None, None] * update
+        assert model.layers[0].attention.qkv.bias is None
+        after = compute(plain_scaled_layer, model)
         np.testing.assert_allclose(out["tokens"][0], after, atol=1e-4)
 
 
+def plain_scaled_layer(model):
+    layer, z = model.layers[0], model.tokens(images(24, 40))
+    update, *_ = layer.attention(layer.attention_norm(z))
+    half = z + layer.attention_scale[...][None, None] * update
+    gate, up = jnp.split(layer.operator.expand(layer.operator_norm(half)), 2, axis=-1)
+    update = layer.operator.contract(jax.nn.silu(gate) * up)
+    return half + layer.operator_scale[...][None, None] * update
+
+
 def test_layer_scale_starts_near_the_identity():
-    model = variants.build(variants.config("vit-testing", layer_scale=True), 0)
-    z = model.tokens(images())
-    np.testing.assert_allclose(model.layers[0](z)[0], z, atol=1e-3)
+    @jax.jit
+    def first_layer():
+        model = variants.build(variants.config("vit-testing", layer_scale=True), 0)
+        z = model.tokens(images())
+        return z, model.layers[0](z)[0]
+
+    z, after = first_layer()
+    np.testing.assert_allclose(after, z, atol=1e-3)
     assert np.ptp(z) > 0.01
 
 
 def test_rotary_positions(run):
     """Queries and keys of patches as attention uses them, and keys as they were before."""
-    model = variants.build(variants.config("dinov3-testing", registers=2), 0)
+    model = tiny("dinov3-testing", registers=2)
+    model.periods[...] = dino.periods(8, 100)
     _, out = run(model, images(24, 40), capture=True)
     assert out["key_unrotated"].shape == out["key"].shape == (2, 2, 3 + 15, 3, 8)
     np.testing.assert_array_equal(out["key"][:, :, :3], out["key_unrotated"][:, :, :3])
-    z = model.tokens(images(24, 40))
-    _, query, key = model.layers[0].attention(model.layers[0].attention_norm(z))
+
+    def unrotated(model):
+        layer = model.layers[0]
+        return layer.attention(layer.attention_norm(model.tokens(images(24, 40))))[1:]
+
+    query, key = compute(unrotated, model)
     np.testing.assert_allclose(out["key_unrotated"][0], key, atol=1e-5)
     # The rotation by hand, in complex numbers: pairs are channels k and k + d_head / 2.
     rows, columns = np.meshgrid((np.arange(3) + 0.5) / 3, (np.arange(5) + 0.5) / 5, indexing="ij")
@@ -103,16 +108,19 @@ def test_rotary_positions(run):
     np.testing.assert_allclose(np.asarray(out["query"])[0][:, 3:], turned, atol=1e-4)
 
 
-def test_dinov3_without_a_bias_in_the_key():
+def test_dinov3_without_a_bias_in_the_key(run):
     model = tiny("dinov3-testing")
-    attention = model.layers[0].attention
-    z = jax.random.normal(jax.random.key(0), (1, 4, 24))
-    query, key, value = jnp.split(attention.project(z) - attention.qkv(z), 3, axis=-1)
+
+    def biases(model):
+        attention, z = model.layers[0].attention, normal(1, 4, 24)
+        return attention.project(z) - attention.qkv(z)
+
+    query, key, value = np.split(np.asarray(compute(biases, model)), 3, axis=-1)
     assert not key.any()
     assert query.any()
     assert value.any()
     wide = tiny("dinov3-testing", qkv_bias=False, cls_norm=True, ffn="swiglu", pool="mean")
-    assert wide(images(24, 40))[0].shape == (2, 10)
+    assert run(wide, images(24, 40))[0].shape == (2, 10)
     with pytest.raises(ValueError, match="positions: dinov3 resamples none"):
         variants.config("dinov3-testing", positions="dino")
     with pytest.raises(ValueError, match="head_dim: expected a multiple of 4"):
@@ -124,10 +132,11 @@ def test_registers_are_between_cls_and_the_patches(run):
     _, out = run(model, images(24, 40), capture=True)
     assert model.config.registers == 2
     assert out["query"].shape == (2, 2, 1 + 2 + 3 * 5, 3, 8)
-    embedded = model.tokens(images(24, 40))
+    embedded = compute(lambda model: model.tokens(images(24, 40)), model)
     np.testing.assert_array_equal(embedded[:, 1:3], np.tile(model.registers[...], (2, 1, 1)))
     patches = out["tokens"][-1][:, 3:]
-    np.testing.assert_allclose(out["features"], model.norm(patches.mean(1)), atol=1e-5)
+    mean = np.asarray(patches).mean(1)
+    np.testing.assert_allclose(out["features"], model.norm(jnp.asarray(mean)), atol=1e-5)
 
 
 def test_captured_layers_are_the_ones_asked_for(run):
@@ -204,7 +213,7 @@ def plain_crate(params, x, heads, patch=8, eps=1e-5, eta=0.1, lambd=0.1):
 def test_crate_equals_plain_numpy(heads, run, error):
     """Independent of the reference cases: one head without output map, non-square images."""
     config = variants.config("crate-testing", heads=heads, image_size=(16, 40), depth=3)
-    model = built(config)
+    model = draw(config)
     _, params = base.split(model)
     assert ("output" in params["layers"][0]["attention"]) == (heads != 1)
     x = images(16, 40, batch=1)
@@ -218,15 +227,15 @@ def test_crate_equals_plain_numpy(heads, run, error):
 def test_alpha_with_one_full_width_head_may_have_the_output_map(run, error):
     """The authors' JAX class has it, their PyTorch class does not; both are networks of ours."""
     without = variants.config("crate-alpha-testing", heads=1, depth=1)
-    assert "output" not in base.split(built(without))[1]["layers"][0]["attention"]
-    model = built(dataclasses.replace(without, full_width_output=True))
+    assert "output" not in base.split(draw(without))[1]["layers"][0]["attention"]
+    model = draw(dataclasses.replace(without, full_width_output=True))
     _, params = base.split(model)
     attention = params["layers"][0]["attention"]
     assert {name: set(tensors) for name, tensors in attention.items()} == {
         "subspace": {"kernel"},
         "output": {"kernel"},
     }
-    x = np.asarray(jax.random.normal(jax.random.key(0), (1, 5, 24)), np.float64)
+    x = np.asarray(normal(1, 5, 24), np.float64)
     w = x[0] @ np.asarray(attention["subspace"]["kernel"], np.float64)
     scores = np.exp(w @ w.T / np.sqrt(24))
     expected = scores / scores.sum(1, keepdims=True) @ w @ np.asarray(attention["output"]["kernel"])
@@ -236,7 +245,7 @@ def test_alpha_with_one_full_width_head_may_have_the_output_map(run, error):
 @pytest.mark.parametrize("name", TESTING)
 def test_mean_pooling(name, run, error):
     config = dataclasses.replace(variants.VARIANTS[name], pool="mean")
-    model = built(config)
+    model = draw(config)
     _, out = run(model, images(), capture=-1)
     tokens = out["tokens"][0]
     if name == "vit-testing":  # LN of the mean over patches
@@ -253,8 +262,8 @@ def test_mean_pooling(name, run, error):
 @pytest.mark.parametrize("name", ["crate-testing", "crate-mae-testing"])
 def test_bfloat16_keeps_parameters_in_float32(name, run, error):
     config = variants.VARIANTS[name]
-    exact, _ = run(built(config), images())
-    model = built(config, dtype=jnp.bfloat16)
+    exact, _ = run(draw(config), images())
+    model = draw(config, dtype=jnp.bfloat16)
     _, params = base.split(model)
     assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     with jax.numpy_dtype_promotion("standard"):  # JAX's own attention multiplies two dtypes
@@ -268,7 +277,7 @@ def test_remat_changes_no_gradient(error):
     config = variants.config("crate-testing", depth=1)
 
     def gradient(remat):
-        definition, params = base.split(built(config, remat=remat))
+        definition, params = base.split(draw(config, remat=remat))
         return jax.jit(jax.grad(lambda p: (base.merge(definition, p)(images())[0] ** 2).sum()))(
             params
         )
@@ -280,8 +289,7 @@ def test_remat_changes_no_gradient(error):
 
 
 def test_long_sequences_are_attended_in_blocks(error):
-    key = jax.random.key(0)
-    q, k, v = (jax.random.normal(k, (1, 1100, 2, 4)) for k in jax.random.split(key, 3))
+    q, k, v = (normal(1, 1100, 2, 4, seed=seed) for seed in range(3))
     scores = np.einsum("bihd,bjhd->bhij", q, k) / 2
     maps = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     assert error(layers.attend(q, k, v), np.einsum("bhij,bjhd->bihd", maps, v)) < 1e-5
@@ -294,7 +302,7 @@ def test_ista_against_three_products(nonlinearity, error):
 
     soft = nonlinearity != "ista"
     ista = layers.ISTA(12, step_size=0.1, lambd=0.7, soft=soft, rngs=nnx.Rngs(0))
-    y = jax.random.normal(jax.random.key(1), (2, 5, 12))
+    y = normal(2, 5, 12)
     d = np.asarray(ista.dictionary[...], np.float64)
     step = y + 0.1 * (y @ d - (y @ d.T) @ d)
     if soft:
@@ -308,8 +316,8 @@ def test_ista_against_three_products(nonlinearity, error):
 def test_crate_mlp_skip_is_an_option(run):
     with_skip = variants.config("crate-testing", nonlinearity="mlp")
     without = dataclasses.replace(with_skip, mlp_skip=False)
-    a, _ = run(built(with_skip), images())
-    b, _ = run(built(without), images())
+    a, _ = run(draw(with_skip), images())
+    b, _ = run(draw(without), images())
     assert not np.allclose(a, b)
 
 
@@ -341,7 +349,7 @@ def test_preprocess():
 @pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize("name", TESTING)
 def test_pixels_are_no_input_and_an_empty_batch_is(name):
-    model = built(variants.VARIANTS[name])
+    model = draw(variants.VARIANTS[name])
     with pytest.raises(ValueError, match=r"got uint8; pass pixels through model\.preprocess"):
         model(np.zeros((1, 32, 32, 3), np.uint8))
     logits, out = jax.eval_shape(functools.partial(model, capture=True), jnp.zeros((0, 32, 32, 3)))
@@ -371,7 +379,7 @@ def test_mae_faults_and_mask(run):
     model = tiny("crate-mae-testing")
     with pytest.raises(ValueError, match="expected one number for each patch"):
         model(images(), mask_noise=jnp.zeros((2, 15)))
-    noise = jax.random.uniform(jax.random.key(0), (2, 15))
+    noise = np.random.default_rng(0).random((2, 15), np.float32)
     pred, out = run(model, images(24, 40), mask_noise=noise)
     assert pred.shape == (2, 15, 192)
     kept = int(15 * 0.25)

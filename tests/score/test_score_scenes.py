@@ -9,11 +9,10 @@ import safetensors.numpy
 
 from crate_jax.data.scenes import Scenes
 from crate_jax.files import Lock, write_atomically
-from crate_jax.models import base, variants
 from crate_jax.score import measuring
 from crate_jax.score.__main__ import main as score
 from crate_jax.score.datasets import SceneInstances
-from crate_jax.training.checkpoint import Checkpoints
+from tests import workdirs
 
 TWO = "--task=attention,maskcut"  # without the others, which test_score_tasks.py tries
 
@@ -21,15 +20,7 @@ TWO = "--task=attention,maskcut"  # without the others, which test_score_tasks.p
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A run of two checkpoints: steps 10 and 20, of different weights."""
-    directory = tmp_path_factory.mktemp("run")
-    config = variants.config("crate-testing")
-    (directory / "config.json").write_text(json.dumps({"model": config.to_dict()}))
-    checkpoints = Checkpoints(directory, keep=5)
-    for step in (10, 20):
-        params = base.split(variants.build(config, step))[1]
-        checkpoints.save(step, params, {"count": np.zeros(1)}, {}, {})
-    checkpoints.close()
-    return directory
+    return workdirs.write(tmp_path_factory.mktemp("run"), (10, 20))
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from crate_jax import inference
+from crate_jax.models import base
 from crate_jax.score.__main__ import main as score
 from crate_jax.segmentation import discovery
+from tests import networks
 from tests.data import discovery_layouts as layouts
 
 SIZE = (40, 56)  # 5 x 7 patches of 8
@@ -114,10 +116,10 @@ def test_artifacts_are_those_of_the_tokens(run, tiny, tmp_path):
     layouts.saliency(tmp_path, "ecssd", {"a": np.zeros((32, 32), np.uint8)})
     result, _ = run("--dataset=ecssd", "--task=artifacts", "--no-random", "--outliers=fixed:3")
     network = inference.load(tiny)
-    model = inference.base.merge(network.definition, network.params)
+    model = base.merge(network.definition, network.params)
     photograph = inference_input(tmp_path / "ECSSD" / "images" / "a.jpg")
     with jax.default_matmul_precision("highest"):
-        _, out = model(model.preprocess(photograph[None]), capture=True)
+        _, out = networks.run(model, photograph[None], capture=True)
     norms = np.linalg.norm(np.asarray(out["tokens"])[:, 0, 1:], axis=-1)
     for layer, own in enumerate(norms, start=1):
         found = {

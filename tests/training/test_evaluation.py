@@ -14,6 +14,7 @@ from crate_jax.export import coco
 from crate_jax.models import base, variants
 from crate_jax.segmentation import average_precision, maskcut
 from crate_jax.training import evaluation, evaluators, inputs, probing, sharding
+from tests import networks
 
 IMAGES, SIDE, PATCH, LAYERS, HEADS = 11, 32, 8, 2, 3
 KEEP = 0.6
@@ -56,7 +57,7 @@ SOURCE = Source()
 
 
 def network(seed):
-    return variants.build(CONFIG, seed)
+    return networks.draw(CONFIG, seed)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +65,7 @@ def captured():
     """Of the trained and of the random network: logits, query, key and tokens of every image."""
 
     def run(seed):
-        model = network(seed)
-        logits, out = model(model.preprocess(SOURCE.images), capture=True)
+        logits, out = networks.run(network(seed), SOURCE.images, capture=True)
         arrays = {"logits": np.asarray(logits, np.float64)}
         for name in ("query", "key", "tokens"):
             arrays[name] = np.moveaxis(np.asarray(out[name], np.float64), 1, 0)
@@ -234,8 +234,7 @@ def test_the_measures_are_not_trivial(captured):
 @pytest.mark.slow
 def test_probes_are_those_of_frozen_features(params):
     got = evaluate(setting(batch_size=5), params, knn=1, probe=3)
-    model = network(1)
-    x = np.asarray(model(model.preprocess(SOURCE.images))[1]["features"])
+    x = np.asarray(networks.run(network(1), SOURCE.images)[1]["features"])
     y = SOURCE.labels
     predicted, strength = probing.linear_probe(x, y, x)
     assert got == {

@@ -8,6 +8,7 @@ import pytest
 from crate_jax.convert import checkpoints, names
 from crate_jax.models import base, variants
 from crate_jax.training import pretrained
+from tests.networks import draw
 
 NETWORKS = {
     "mae with lambda 5": variants.config("crate-mae-testing", lambd=5.0, mask_ratio=0.5),
@@ -37,7 +38,7 @@ def test_files_that_we_wrote_start_a_run_of_their_own_config(
     if suffix == ".pth":
         pytest.importorskip("torch")
     config = NETWORKS[network]
-    model = variants.build(config)
+    model = draw(config)
     path = tmp_path / f"x{suffix}"
     checkpoints.save(model, path, declared=declared)
     found = pretrained.read(str(path), config)
@@ -50,7 +51,7 @@ def test_files_that_we_wrote_start_a_run_of_their_own_config(
 def test_a_grid_of_the_same_shape_but_another_size(tmp_path):
     """15 positions are no square; 6 x 10 patches of the run are as 3 x 5."""
     config = NETWORKS["no square"]
-    checkpoints.save(variants.build(config), tmp_path / "x.npz", declared=False)
+    checkpoints.save(draw(config), tmp_path / "x.npz", declared=False)
     larger = dataclasses.replace(config, image_size=(48, 80))
     assert pretrained.read(str(tmp_path / "x.npz"), larger)["positions"].shape == (1, 61, 24)
     square = dataclasses.replace(config, image_size=(32, 32))
@@ -62,7 +63,7 @@ def test_a_grid_of_the_same_shape_but_another_size(tmp_path):
 def test_a_difference_says_who_said_what(tmp_path):
     config = variants.config("crate-testing", lambd=0.5)
     path = tmp_path / "x.safetensors"
-    checkpoints.save(variants.build(config), path)
+    checkpoints.save(draw(config), path)
     other = dataclasses.replace(config, lambd=5.0, depth=3)
     with pytest.raises(ValueError) as raised:
         pretrained.read(str(path), other)
@@ -74,7 +75,7 @@ def test_a_difference_says_who_said_what(tmp_path):
 
 def test_what_shapes_tell_is_never_assumed(tmp_path):
     ista, mlp = (variants.config("crate-testing", nonlinearity=n) for n in ("ista", "mlp"))
-    checkpoints.save(variants.build(ista), tmp_path / "x.npz", declared=False)
+    checkpoints.save(draw(ista), tmp_path / "x.npz", declared=False)
     with pytest.raises(ValueError, match="nonlinearity: 'ista' there"):
         pretrained.read(str(tmp_path / "x.npz"), mlp)
     five = variants.config("crate-testing", heads=5, head_dim=8)
@@ -85,7 +86,7 @@ def test_what_shapes_tell_is_never_assumed(tmp_path):
 def test_a_name_that_says_its_lambda(tmp_path):
     config = NETWORKS["mae with lambda 5"]
     path = tmp_path / "crate-mae-lmd5.0.npz"
-    checkpoints.save(variants.build(config), path, declared=False)
+    checkpoints.save(draw(config), path, declared=False)
     assert pretrained.read(str(path), config)
     with pytest.raises(ValueError, match=r"the file's name says lmd5\.0, and config\.model"):
         pretrained.read(str(path), dataclasses.replace(config, lambd=0.5))
