@@ -81,7 +81,7 @@ def counted(config, fsdp=1):
 
     from crate_jax.training import sharding
 
-    shapes = _shapes(config)
+    shapes = _program(config).shapes
     # A mesh without devices: splitting is arithmetic.
     mesh = jax.sharding.AbstractMesh((1, fsdp), ("data", "fsdp"))
 
@@ -123,38 +123,25 @@ def kept_an_image(config):
 
 def planned(config, size):
     """Bytes that the compiler plans for a step beside its arguments, on one device."""
-    import jax
 
-    from crate_jax.models import base, variants
-    from crate_jax.training import optim
-    from crate_jax.training.step import make_step, objective
+    from crate_jax.models import variants
 
     model_config = variants.from_dict(config.model.to_dict())
-    abstract = variants.abstract(model_config, dtype=config.dtype, remat=config.remat)
-    step = make_step(
-        base.split(abstract)[0],
-        objective(config),
-        optim.optimizer(config.optimizer, lambda _: config.optimizer.learning_rate),
-        seed=0,
-    )
-    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(
-        *_shapes(config), _batch(model_config, size)
-    )
-    return lowered.compile().memory_analysis().temp_size_in_bytes
+    made = _program(config)
+    compiled = made.step.lower(*made.shapes, _batch(model_config, size)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
 
 
-def _shapes(config):
-    """Parameters and training state, as shapes."""
+def _program(config):
+    """The step of a run, on one device."""
     import jax
 
-    from crate_jax.models import base, variants
-    from crate_jax.training import optim
-    from crate_jax.training.step import initial, metric_names
+    from crate_jax.models import variants
+    from crate_jax.training import program, sharding
 
-    params = base.split(variants.abstract(variants.from_dict(config.model.to_dict())))[1]
-    optimizer = optim.optimizer(config.optimizer, lambda _: config.optimizer.learning_rate)
-    metrics = metric_names(config)
-    return params, jax.eval_shape(lambda p: initial(optimizer, p, metrics), params)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    model_config = variants.from_dict(config.model.to_dict())
+    return program.make(config, model_config, mesh, lambda _: config.optimizer.learning_rate)
 
 
 def _batch(model_config, size):

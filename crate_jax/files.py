@@ -131,6 +131,43 @@ _BEAT = 5.0  # seconds between two signs of life of a holder
 _PATIENCE = 30.0  # seconds without one, after which a holder on another machine is given up
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl: numbers by name, and their step.
+
+    A torn last one is left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be read.
+        ValueError: another line is no object of numbers with its step.
+    """
+    entries = [_parsed(line) for line in read(path).splitlines()]
+    if entries and entries[-1] is None:
+        entries.pop()
+    for number, entry in enumerate(entries, start=1):
+        if not _is_of_metrics(entry):
+            raise ValueError(
+                f"{path}: expected an object of numbers with its step in line {number}, got "
+                "something else; restore the file from a backup, or choose another --workdir"
+            )
+    return entries
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_of_metrics(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and type(entry.get("step")) is int
+        and all(value is None or isinstance(value, int | float) for value in entry.values())
+    )
+
+
 class Lock(contextlib.AbstractContextManager):
     """One process at a time, by a file that names the holder: host, process and since when.
 

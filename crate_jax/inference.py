@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import hashlib
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -26,7 +25,6 @@ from crate_jax.models.positions import MOST_PATCHES
 from crate_jax.segmentation import artifacts, attention, layerwise
 
 FEATURES = ("subspace", "tokens")
-_PROGRESS_EVERY = 5  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -363,31 +361,3 @@ def read_ahead(
     while ahead is not None:
         (batch, reading), ahead = ahead, next(started, None)
         yield batch, [future.result() for future in reading]
-
-
-class Progress:
-    """A line every few seconds and at the end: how many, how fast, how long.
-
-    Args:
-        label: before each line.
-        total: images.
-        say: prints a line.
-    """
-
-    def __init__(self, label: str, total: int, say: Callable[[str], None]):
-        self.label, self.total, self.say = label, total, say
-        self._done, self._begin = 0, time.monotonic()
-        self._spoke = self._begin
-
-    def add(self, count: int) -> None:
-        """So many more are done."""
-        self._done += count
-        now = time.monotonic()
-        if now - self._spoke < _PROGRESS_EVERY and self._done != self.total:
-            return
-        self._spoke, seconds = now, max(now - self._begin, 1e-9)
-        left = round(seconds / self._done * (self.total - self._done))
-        self.say(
-            f"{self.label:<9} {self._done} of {self.total}, {self._done / seconds:.2f} images/s, "
-            f"{left // 60}:{left % 60:02d} left"
-        )

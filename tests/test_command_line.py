@@ -9,8 +9,10 @@ import sys
 
 import jax
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
-from crate_jax import command_line, config, keys
+from crate_jax import command_line, config, keys, main
 from crate_jax.models import variants
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -88,20 +90,37 @@ def test_the_package_lists_its_commands():
 
 
 def test_main_says_what_is_wrong_in_one_line(tmp_path):
-    for arguments, said in (
+    done = run("-m", "crate_jax.main", "--config=nope.py", "--workdir=x", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "found none at 'nope.py'; the package has configs/" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "python -m crate_jax.main --help" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
         (["--workdir=x"], "expected --config, got none"),
         (["--config=configs/scenes_tiny.py", "--workdir="], "expected --workdir, got none"),
         (["--config=configs/scenes_tiny.py", "--workdir=x", "y"], "expected only flags, got y"),
-        (["--config=nope.py", "--workdir=x"], "found none at 'nope.py'; the package has configs/"),
         (["--confg=x", "--workdir=x"], "Did you mean: config"),
         (["--config=configs/imagenet_q.py", "--workdir=x"], "expected one of t, s, b, l, got 'q'"),
         (["--config=configs/finetune.py:model=crate-b7", "--workdir=x"], "got 'crate-b7'"),
-    ):
-        done = run("-m", "crate_jax.main", *arguments, cwd=tmp_path)
-        assert done.returncode == 2
-        assert said in done.stderr
-        assert "Traceback" not in done.stderr
-        assert "python -m crate_jax.main --help" in done.stderr
+    ],
+)
+def test_flags_of_main_that_are_refused(arguments, said, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main", *command_line.with_packaged_configs(arguments)])
+    saved, parsed = flagsaver.save_flag_values(flags.FLAGS), flags.FLAGS.is_parsed()
+    try:
+        with pytest.raises(ValueError) as refused:
+            main.parse_flags(sys.argv, ("config", "workdir"))
+    finally:
+        flagsaver.restore_flag_values(saved, flags.FLAGS)
+        if not parsed:
+            flags.FLAGS.unparse_flags()
+    assert said in str(refused.value)
+    assert "Traceback" not in str(refused.value)
+    assert "python -m crate_jax.main --help" in str(refused.value)
 
 
 def failing(error):
@@ -285,7 +304,6 @@ def test_completion(typed, offered, not_offered, folder):
 
 @pytest.mark.parametrize("name", [c for c in COMMANDS if c.startswith("benchmarks")])
 def test_completion_of_benchmarks(name):
-    assert complete(f"python -m {name} --rep", ROOT) <= {"--repeats"}
     assert complete(f"python -m {name} --vers", ROOT) == {"--version"}
 
 

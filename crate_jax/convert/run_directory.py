@@ -5,9 +5,7 @@ Layout: WORKDIR/config.json and WORKDIR/checkpoints/STEP/{params,training,input,
 SHA-256 of every file of a step in its `manifest.json`.
 """
 
-import contextlib
 import hashlib
-import json
 import logging
 import os
 import pathlib
@@ -96,17 +94,14 @@ def record(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
         ValueError: where the directory holds no metrics.
     """
     workdir = pathlib.Path(workdir)
-    lines = []
     try:
-        for text in files.read(workdir / METRICS).splitlines():
-            with contextlib.suppress(ValueError):  # the torn last line of a run that was killed
-                lines.append(json.loads(text))
+        lines = files.read_metrics(workdir / METRICS)
     except FileNotFoundError as error:
         raise ValueError(
             f"{workdir}: expected the metrics of a run, found no {METRICS}; give the workdir of a "
             "training"
         ) from error
-    lines = [_short(line) for line in lines if line.get("step", step + 1) <= step]
+    lines = [_short(line) for line in lines if line["step"] <= step]
     scores: dict[str, Any] = {}
     for line in lines:
         scores |= {name: value for name, value in line.items() if name.startswith("val/")}

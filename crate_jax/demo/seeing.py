@@ -11,6 +11,7 @@ from crate_jax import command_line, data, inference
 from crate_jax.data.loader import Source
 from crate_jax.export import explorer, tables
 from crate_jax.models import base
+from crate_jax.progress import Progress
 from crate_jax.segmentation import attention, emergence, layerwise
 
 ALIKE = 8  # scenes of one object, for its parts
@@ -115,7 +116,7 @@ def score(network: inference.Network, scenes: Source, count: int, *, keep: float
     """The first so many held-out scenes, by the network and by it with random weights."""
     size = network.config.image_size
     compute = inference.Batches(network, _measures(network), min(_BATCH, count), size)
-    progress = inference.Progress("score", 2 * count, command_line.say)
+    progress = Progress("score", 2 * count, command_line.say)
     random = inference.random_weights(network)
     (right, trained), (_, untrained) = (
         _measure(compute, params, scenes, count, keep, progress)

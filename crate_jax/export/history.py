@@ -5,7 +5,6 @@ of docs/training.md: train/..., val/... and, below val/, those of `segmentation.
 count from 01, and an interval is `<name>/low` and `<name>/high`.
 """
 
-import json
 import math
 import os
 import re
@@ -57,17 +56,9 @@ def read(workdir: str | os.PathLike) -> History:
 
     Raises:
         FileNotFoundError: where the directory holds no metrics.jsonl.
+        ValueError: another line of it is something else.
     """
-    lines = []
-    for line in files.read(Path(workdir, "metrics.jsonl")).splitlines():
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            break
-        if not isinstance(entry, dict):
-            break
-        lines.append(entry)
-    return History(lines)
+    return History(files.read_metrics(Path(workdir, "metrics.jsonl")))
 
 
 def _number(value) -> float:

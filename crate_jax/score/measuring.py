@@ -15,6 +15,7 @@ from crate_jax import inference
 from crate_jax.data import images
 from crate_jax.export import coco
 from crate_jax.files import read, write_atomically
+from crate_jax.progress import Progress
 from crate_jax.score.datasets import Dataset, Unusable
 from crate_jax.score.measurements import Measurements
 from crate_jax.score.tasks import Example, Task
@@ -152,7 +153,7 @@ class Measurer:
         }
         if before := sum(done.values()):
             self.say(f"{label:<9} {before} of {len(names)} measured before")
-        progress = inference.Progress(label, len(names) - before, self.say)
+        progress = Progress(label, len(names) - before, self.say)
         whole, params = self.protocol.nothing(), None if network is None else network.params
         with inference.threads(2) as pool:
             reading = inference.read_ahead(

@@ -9,6 +9,7 @@ import numpy as np
 from crate_jax import inference
 from crate_jax.data import images
 from crate_jax.export.tables import Cell, Table, cell
+from crate_jax.progress import Progress
 from crate_jax.score.tasks import Columns, Example, Row, check_finite
 from crate_jax.segmentation import attention, patch_knn
 from crate_jax.segmentation.emergence import Estimate
@@ -98,7 +99,7 @@ class PatchKNN:
             return self._memory[1]
         names, features, labels = list(self.data.memory), [], []
         each = max(self.entries // len(names), 1)
-        progress = inference.Progress("memory", len(names), self.say)
+        progress = Progress("memory", len(names), self.say)
         for start in range(0, len(names), self.batch_size):
             part = names[start : start + self.batch_size]
             read = [self.data.read_memory(name) for name in part]

@@ -20,6 +20,7 @@ from crate_jax import inference
 from crate_jax.data import images
 from crate_jax.export import coco, explorer, overlays
 from crate_jax.files import read, write_atomically
+from crate_jax.progress import Progress
 from crate_jax.segment import methods, summary
 from crate_jax.segment.records import Records
 from crate_jax.segmentation import parts
@@ -153,7 +154,7 @@ class _Run:
         if not unfinished:
             return 0
         batches = self._compile()
-        progress = inference.Progress("segment", todo, self.say)
+        progress = Progress("segment", todo, self.say)
         failed = 0
         # More readers would help little, and each may hold an image of 100 megapixels.
         with inference.threads(min(8, os.cpu_count() or 1)) as pool:
@@ -219,7 +220,7 @@ class _Run:
             return
         run = inference.captured(self.network, layers)
         compute = inference.Batches(self.network, run, 1, self.size)
-        progress = inference.Progress("explorer", len(missing), self.say)
+        progress = Progress("explorer", len(missing), self.say)
         for name in missing:
             loaded = self._read(name)
             if isinstance(loaded, _Loaded):

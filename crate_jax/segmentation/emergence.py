@@ -37,7 +37,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import ArrayLike, Float, Float32, Float64, Integer, Shaped
 
-from crate_jax.segmentation import attention, scoring
+from crate_jax.segmentation import attention, map_measures, scoring
 
 RULES = tuple(attention.RULES)
 MEASURES = (*RULES, "auroc", "ap", "pointing")
@@ -100,75 +100,6 @@ def objects_of_labels(
         all_ones=pixels / max(valid.sum(), 1),
         centre_box=in_box / np.maximum(box.sum() + pixels - in_box, 1),
     )
-
-
-class _Maps:
-    """Maps f32[b, layers, heads, n] of images in order, with what all objects need of them."""
-
-    def __init__(self, values: Float[np.ndarray, "b layers heads n"], keep: float):
-        values = np.asarray(values, np.float32)
-        bad = np.flatnonzero(~np.isfinite(values).all(axis=(0, 2, 3)))
-        if bad.size:
-            raise FloatingPointError(
-                f"[CLS] attention: expected finite maps, got NaN or infinity in {bad.size} of "
-                f"{values.shape[1]} layers; check the weights"
-            )
-        patches = values.shape[-1]
-        # From the lowest to the highest; of equal ones the later counts as higher, for the rules.
-        self.order = np.argsort(values, axis=-1, kind="stable")
-        ordered = np.take_along_axis(values, self.order, axis=-1)
-        place, first = np.arange(patches), np.ones(ordered.shape, bool)
-        first[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
-        # For each place in that order the first place with the same value.
-        self.group = np.maximum.accumulate(np.where(first, place, 0), axis=-1)
-        kept = attention.kept_counts(ordered, keep)
-        self.dropped = [patches - kept[rule][..., None] for rule in RULES]
-
-
-def _measure(maps: _Maps, images: np.ndarray, counts: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """f64[measures, k, layers, heads] of k objects f64[k, n], each against the maps of an image.
-
-    Args:
-        maps: of the images.
-        images: int[k], which image's maps.
-        counts: f64[k, n].
-        valid: f64[k, n], of each object's image.
-    """
-    order, group = maps.order[images], maps.group[images]
-    rows = np.arange(len(images)).reshape(-1, 1, 1, 1)
-    positive, every = counts[rows, order], valid[rows, order]
-    positives, pixels = (x.sum(axis=-1)[:, None, None] for x in (counts, valid))
-    # Sums over the places before each, and over those of a lower value.
-    positive_sum, every_sum = _sums_before(positive), _sums_before(every)
-    positive_below = np.take_along_axis(positive_sum, group, axis=-1)
-    every_below = np.take_along_axis(every_sum, group, axis=-1)
-
-    iou = []
-    for dropped in maps.dropped:
-        below = [np.take_along_axis(s, dropped[images], axis=-1) for s in (positive_sum, every_sum)]
-        inside, kept = (
-            total - s[..., 0] for total, s in zip((positives, pixels), below, strict=True)
-        )
-        iou.append(inside / (kept + positives - inside))
-
-    # Pairs that the map orders rightly, and wrongly; the others are ties, which count 1/2.
-    right = (positive * (every_below - positive_below)).sum(-1)
-    wrong = ((every - positive) * positive_below).sum(-1)
-    auroc = 0.5 + (right - wrong) / (2 * np.maximum(positives * (pixels - positives), 1))
-
-    found = positives[..., None] - positive_below  # with this value or a higher one
-    precision = found / np.maximum(pixels[..., None] - every_below, 1)
-    ap = (positive * precision).sum(-1) / positives
-
-    hit = (2 * positive[..., -1] >= every[..., -1]) & (positive[..., -1] > 0)
-    return np.stack([*iou, auroc, ap, hit])
-
-
-def _sums_before(values: np.ndarray) -> np.ndarray:
-    """f64[..., n + 1]: the sum of the first 0, 1, ..., n values."""
-    sums = np.zeros((*values.shape[:-1], values.shape[-1] + 1))
-    np.cumsum(values, axis=-1, out=sums[..., 1:])
-    return sums
 
 
 @dataclasses.dataclass
@@ -264,7 +195,7 @@ class Measured:
 
     def _of(self, values: np.ndarray, objects: Sequence[Objects]) -> "Measured":
         """Images with objects, without what is measured of the layers."""
-        maps = _Maps(values, self.keep)
+        maps = map_measures.Maps(values, self.keep)
         return Measured(
             self.keep,
             self.layers,
@@ -311,7 +242,7 @@ class Measured:
 
     def _against(self, maps: np.ndarray, objects: Objects) -> np.ndarray:
         """The maps f32[layers, heads, n] of one image against the objects of another."""
-        return _mean_over_objects(_Maps(maps[None], self.keep), [objects])[0]
+        return _mean_over_objects(map_measures.Maps(maps[None], self.keep), [objects])[0]
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The part as arrays by name, for an .npz file; `keep` and `layers` are not among them."""
@@ -342,7 +273,7 @@ _TOGETHER = 2**19  # entries of maps that are measured at once: some 50 MB
 _LISTS = ("own", "other", "baselines", "coding_rate", "sparsity")
 
 
-def _mean_over_objects(maps: _Maps, objects: Sequence[Objects]) -> np.ndarray:
+def _mean_over_objects(maps: map_measures.Maps, objects: Sequence[Objects]) -> np.ndarray:
     """f64[images, measures, layers, heads + 1]: every head, and the best head of each object.
 
     `objects` of each image, of the first images where there are fewer than maps.
@@ -353,7 +284,7 @@ def _mean_over_objects(maps: _Maps, objects: Sequence[Objects]) -> np.ndarray:
     images = np.repeat(np.arange(len(objects)), sizes)
     counts = np.concatenate([of_image.counts for of_image in objects])
     valid = np.stack([of_image.valid for of_image in objects])[images]
-    scores = np.moveaxis(_measure(maps, images, counts, valid), 1, 0)
+    scores = np.moveaxis(map_measures.measure(maps, images, counts, valid), 1, 0)
     scores = np.concatenate([scores, scores.max(axis=-1, keepdims=True)], axis=-1)
     sums = np.add.reduceat(scores, np.cumsum(sizes) - sizes, axis=0)
     return sums / sizes.reshape(-1, 1, 1, 1)

@@ -7,9 +7,9 @@ import ml_collections
 
 from crate_jax.models import variants
 from crate_jax.models.base import ImageModelConfig
+from crate_jax.progress import duration_text
 from crate_jax.training import throughput
 from crate_jax.training.console import say
-from crate_jax.training.throughput import duration_text
 
 MOST_LAYERS = 1000
 # Of tracing and compiling training and evaluation, on one core; layers are unrolled.

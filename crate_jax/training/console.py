@@ -10,7 +10,7 @@ import jax
 
 from crate_jax.export import tables
 from crate_jax.models.base import ImageModelConfig
-from crate_jax.training import throughput
+from crate_jax.progress import duration_text
 
 
 def say(text: str) -> None:
@@ -67,7 +67,7 @@ def progress_line(step: int, total: int, values: Mapping[str, float], eta: float
         parts.append(f"waiting for input {100 * values['time/input_wait_fraction']:.0f} %")
     if "train/skipped_images" in values:
         parts.append(f"{values['train/skipped_images']} corrupt images skipped")
-    parts.append(f"ETA {throughput.duration_text(eta)}")
+    parts.append(f"ETA {duration_text(eta)}")
     return "  ".join(parts)
 
 

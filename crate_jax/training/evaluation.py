@@ -26,13 +26,13 @@ import numpy as np
 from flax import nnx
 
 from crate_jax.models import base
+from crate_jax.progress import Progress
 from crate_jax.segmentation import attention, emergence, layerwise
-from crate_jax.training import autoencoding, console, losses, metrics, sharding, throughput
+from crate_jax.training import autoencoding, console, losses, metrics, sharding
 from crate_jax.training.inputs import Data
 
 Arrays = dict[str, np.ndarray]
 Stop = Callable[[], bool]
-_PROGRESS_EVERY = 10.0  # seconds
 
 
 class Interrupted(Exception):
@@ -141,7 +141,7 @@ class Pass:
         self.skipped = []
         total = len(self.setting.data.source(self.split))
         left = total if self.images is None else min(self.images, total)
-        progress = _Progress(self.name, left)
+        progress = Progress(self.name, left, console.say, at_end=False)
         batches = self.setting.data.once(self.split, self.setting.batch_size)
         with contextlib.closing(batches):
             for batch in batches:
@@ -154,9 +154,9 @@ class Pass:
                 rows = np.flatnonzero(valid)[:left]
                 yield {name: values[rows] for name, values in found.items()}
                 left -= len(rows)
+                progress.add(len(rows))
                 if not left:
                     return
-                progress.left(left)
 
     def gather(self, params: Any, stop: Stop = never) -> Arrays:
         """The results of all batches, one after the other."""
@@ -167,21 +167,6 @@ class Pass:
         arrays = {key: batch[key] for key in self.keys}
         arrays["index"] = arrays["index"].astype(np.int32)
         return put(arrays, sharding.batch_sharding(self.setting.mesh))
-
-
-class _Progress:
-    """A line every few seconds: how many are done, and how long the others will take."""
-
-    def __init__(self, name: str, total: int):
-        self.name, self.total = name, total
-        self.begin = self.spoke = time.monotonic()
-
-    def left(self, images: int) -> None:
-        now, done = time.monotonic(), self.total - images
-        if now - self.spoke > _PROGRESS_EVERY:
-            self.spoke = now
-            eta = throughput.duration_text((now - self.begin) / done * images)
-            console.say(f"{self.name:<10} {done:,} of {self.total:,} images  ETA {eta}")
 
 
 def check_finite(what: str, finite: np.ndarray) -> None:

@@ -19,6 +19,7 @@ import ml_collections
 from crate_jax.config import differences, durations, plain, resolve
 from crate_jax.convert import run_directory
 from crate_jax.models import base, variants
+from crate_jax.progress import duration_text
 from crate_jax.training import (
     budget,
     checkpoint,
@@ -258,7 +259,7 @@ def _train(
         params = sharding.whole_tree(params, mesh)
         if writer:
             _report(directory, config, data, made.definition, params, metrics_file.lines)
-    say(f"done in {throughput.duration_text(time.monotonic() - started)}, results in {directory}")
+    say(f"done in {duration_text(time.monotonic() - started)}, results in {directory}")
     return 0
 
 

@@ -178,31 +178,8 @@ def check_wandb(project: str) -> None:
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; none where there is no file. A torn last one is left out.
-
-    Raises:
-        ValueError: another line is not an object with its step.
-    """
-    if not path.exists():
-        return []
-    entries = [_parsed(line) for line in files.read(path).splitlines()]
-    if entries and entries[-1] is None:
-        entries.pop()
-    for number, entry in enumerate(entries, start=1):
-        if not _is_entry(entry):
-            raise ValueError(
-                f"{path}: expected an object of numbers with its step in line {number}, got "
-                "something else; restore the file from a backup, or choose another --workdir"
-            )
-    return entries
-
-
-def _is_entry(entry: Any) -> bool:
-    return (
-        isinstance(entry, dict)
-        and type(entry.get("step")) is int
-        and all(value is None or isinstance(value, int | float) for value in entry.values())
-    )
+    """`files.read_metrics`; no lines where there is no file."""
+    return files.read_metrics(path) if path.exists() else []
 
 
 @contextlib.contextmanager
@@ -212,13 +189,6 @@ def _naming(path: pathlib.Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def _parsed(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _line(entry: Mapping[str, Any]) -> str:

@@ -6,11 +6,8 @@ import jax
 import ml_collections
 import optax
 
+from crate_jax import keys
 from crate_jax.config import choices
-
-OPTIMIZERS = ("adamw", "lion", "muon")
-SCHEDULES = ("cosine", "constant")
-DECAY_MASKS = ("all", "kernel")
 
 
 def schedule(c: ml_collections.ConfigDict, warmup: int, total: int) -> optax.Schedule:
@@ -21,7 +18,7 @@ def schedule(c: ml_collections.ConfigDict, warmup: int, total: int) -> optax.Sch
         warmup: steps of warm-up, in [0, total].
         total: steps of the run.
     """
-    choices("optimizer.schedule", c.schedule, SCHEDULES)
+    _check(c, "schedule")
     if not 0 <= warmup <= total:
         raise ValueError(
             f"optimizer.warmup: expected 0 to {total} (all steps), got {warmup} steps; a short run "
@@ -40,6 +37,13 @@ def schedule(c: ml_collections.ConfigDict, warmup: int, total: int) -> optax.Sch
         c.learning_rate / max(1, warmup), c.learning_rate, max(1, warmup - 1)
     )
     return optax.join_schedules([up, after], [warmup])
+
+
+def _check(c: ml_collections.ConfigDict, *names: str) -> None:
+    """Raises ValueError for what the table of keys does not allow."""
+    for name in names:
+        key = keys.BY_NAME[f"optimizer.{name}"]
+        choices(key.name, c[name], key.check.choices)
 
 
 def optimizer(
@@ -61,8 +65,7 @@ def optimizer(
     Raises:
         ValueError: an unknown choice, or Muon with a `learning_rate` of 0.
     """
-    choices("optimizer.name", c.name, OPTIMIZERS)
-    choices("optimizer.decay_mask", c.decay_mask, DECAY_MASKS)
+    _check(c, "name", "decay_mask")
     mask = None if c.decay_mask == "all" else _kernels
     common = {"b1": c.b1, "b2": c.b2, "weight_decay": c.weight_decay, "mask": mask}
     if c.name == "lion":

@@ -159,12 +159,3 @@ def count_flops(function: Callable, *args: Any) -> float:
     """
     analysis = jax.jit(function).lower(*args).cost_analysis() or {}
     return float(analysis.get("flops", math.nan))
-
-
-def duration_text(seconds: float) -> str:
-    """75 -> "1:15", 4000 -> "1:06:40"."""
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -29,6 +29,7 @@ INTERNAL = {
     "crate_jax.data.shared_batches",
     "crate_jax.main",
     "crate_jax.probe",
+    "crate_jax.progress",
     "crate_jax.score.__main__",
     "crate_jax.demo.__main__",
     "crate_jax.segment.__main__",

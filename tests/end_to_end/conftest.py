@@ -1,12 +1,18 @@
 """JPEGs to train on; and what runs of one config in one process need not do twice."""
 
 import json
+import pathlib
 
 import pytest
+import skimage
+from PIL import Image
 
 from crate_jax.config import plain
+from crate_jax.convert import checkpoints
+from crate_jax.models import variants
 from crate_jax.training import loop, program
-from tests.end_to_end import pictures
+from tests.end_to_end import pictures, segmenting
+from tests.networks import draw
 
 _FLOPS, _PROGRAMS = {}, {}
 
@@ -38,3 +44,23 @@ def traced_once(monkeypatch):
 def images(tmp_path_factory):
     """A folder of class folders."""
     return pictures.write(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    checkpoints.save(draw(variants.config("crate-testing")), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory):
+    """A dozen photographs of scikit-image, small, of different sizes, in two folders."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for index, name in enumerate(segmenting.PHOTOGRAPHS):
+        image = Image.open(pathlib.Path(skimage.data_dir) / name)
+        image.thumbnail((60 + 4 * index, 90))
+        target = folder / ("more" if index % 3 == 0 else ".") / name
+        target.parent.mkdir(exist_ok=True)
+        image.save(target)
+    return folder

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crate_jax.models import base, dino, layers, patches, variants
+from crate_jax.models import base, capture, dino, layers, patches, variants
 from tests.networks import compute, draw
 
 TESTING = (
@@ -145,19 +145,19 @@ def test_captured_layers_are_the_ones_asked_for(run):
     _, picked = run(model, images(), capture=(-1, 0))
     for key in ("query", "key", "tokens"):
         np.testing.assert_allclose(picked[key], every[key][::-1], rtol=1e-5, atol=1e-5)
-    assert base.captured_layers(-1, 12) == (11,)
-    assert base.captured_layers((10, 11), 12) == (10, 11)
-    assert base.captured_layers(True, 3) == (0, 1, 2)
-    assert base.captured_layers(False, 3) == base.captured_layers(None, 3) == ()
-    assert base.captured_layers(np.True_, 3) == (0, 1, 2)
-    assert base.captured_layers(np.array([0, -1]), 3) == (0, 2)
+    assert capture.captured_layers(-1, 12) == (11,)
+    assert capture.captured_layers((10, 11), 12) == (10, 11)
+    assert capture.captured_layers(True, 3) == (0, 1, 2)
+    assert capture.captured_layers(False, 3) == capture.captured_layers(None, 3) == ()
+    assert capture.captured_layers(np.True_, 3) == (0, 1, 2)
+    assert capture.captured_layers(np.array([0, -1]), 3) == (0, 2)
 
 
 @pytest.mark.parametrize("wrong", ["all", 1.5, (True,)])
 @pytest.mark.usefixtures("types_unchecked")
 def test_what_names_no_layer_is_refused(wrong):
     with pytest.raises(ValueError, match="expected True, False, a layer's index"):
-        base.captured_layers(wrong, 3)
+        capture.captured_layers(wrong, 3)
 
 
 def test_query_is_key_for_mssa_only():
