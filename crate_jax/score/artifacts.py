@@ -8,14 +8,14 @@ import numpy as np
 
 from crate_jax import inference
 from crate_jax.export.tables import Cell, Table, cell
-from crate_jax.score.tasks import Columns, Example, Row, check_finite
+from crate_jax.score.tasks import Columns, Example, Row, Task, check_finite
 from crate_jax.segmentation import artifacts, emergence
 from crate_jax.segmentation.emergence import Estimate, layer_name
 
 _QUANTILES = {q: f"q{100 * q:g}" for q in artifacts.QUANTILES}
 
 
-class Artifacts:
+class Artifacts(Task):
     """Norms of the patch tokens after each layer, before any final norm, and where [CLS] looks.
 
     Args:
@@ -24,12 +24,10 @@ class Artifacts:
         size: (height, width) of the network's input.
         batch_size: images at once.
         rule: which norms are outliers, as `artifacts.cutoff` has it.
-        samples: bootstrap draws.
-        seed: of the draws.
+        **draws: see `Task`.
     """
 
     name = "artifacts"
-    headline: Mapping[str, str] = {}
 
     def __init__(
         self,
@@ -39,11 +37,11 @@ class Artifacts:
         batch_size: int,
         *,
         rule: str = artifacts.DEFAULT_RULE,
-        samples: int = 10_000,
-        seed: int = 0,
+        **draws: int,
     ):
+        super().__init__(**draws)
         self._edges = artifacts.edges(rule)
-        self.layers, self.rule, self.samples, self.seed = layers, rule, samples, seed
+        self.layers, self.rule = layers, rule
         self.registers = network.config.registers
         run = inference.norms_and_mass(network, layers)
         self._run = inference.Batches(network, run, batch_size, size)
@@ -66,9 +64,7 @@ class Artifacts:
             for row in range(len(examples))
         ]
 
-    def estimates(
-        self, used: Sequence[str], columns: Columns, random: Columns | None
-    ) -> dict[str, Estimate]:
+    def scores(self, stem: str, columns: Columns) -> dict[str, Estimate]:
         """artifacts/NAME/layerNN and artifacts_random/NAME/layerNN.
 
         NAME: outliers, cutoff, qQ (quantiles), cls_mass, register_mass. The share of outliers and
@@ -77,33 +73,27 @@ class Artifacts:
         is exact for the cut-off that stands beside it. A cut-off that does not exist (no valley) is
         NaN, and the share then 0.
         """
+        kept = columns["artifacts/norms"]
+        pooled_counts = np.sum(kept, axis=0, dtype=np.int64)
+        mass = np.array(columns["artifacts/mass"])
+        rows: dict[str, np.ndarray] = {}
         found: dict[str, Estimate] = {}
-        for kind, values in (("", columns), ("_random", random)):
-            if values is None:
-                continue
-            kept = values["artifacts/norms"]
-            pooled_counts = np.sum(kept, axis=0, dtype=np.int64)
-            mass = np.array(values["artifacts/mass"])
-            rows = {}
-            for place, layer in enumerate(self.layers):
-                end, own = layer_name(layer), pooled_counts[place]
-                cut = artifacts.cutoff(own, self._edges, self.rule)
-                rows[f"artifacts{kind}/outliers/{end}"] = np.array(
-                    [artifacts.outliers(counts[place], self._edges, cut) for counts in kept]
-                )
-                rows[f"artifacts{kind}/cls_mass/{end}"] = mass[:, place, 0]
-                if self.registers:
-                    rows[f"artifacts{kind}/register_mass/{end}"] = mass[:, place, 1]
-                pooled = {"cutoff": cut if np.isfinite(cut) else np.nan}
-                pooled |= {
-                    name: artifacts.quantile(own, self._edges, q) for q, name in _QUANTILES.items()
-                }
-                for name, value in pooled.items():
-                    found[f"artifacts{kind}/{name}/{end}"] = Estimate(
-                        float(value), float("nan"), float("nan")
-                    )
-            found |= emergence.with_intervals(rows, samples=self.samples, seed=self.seed)
-        return found
+        for place, layer in enumerate(self.layers):
+            end, own = layer_name(layer), pooled_counts[place]
+            cut = artifacts.cutoff(own, self._edges, self.rule)
+            rows[f"{stem}/outliers/{end}"] = np.array(
+                [artifacts.outliers(counts[place], self._edges, cut) for counts in kept]
+            )
+            rows[f"{stem}/cls_mass/{end}"] = mass[:, place, 0]
+            if self.registers:
+                rows[f"{stem}/register_mass/{end}"] = mass[:, place, 1]
+            pooled = {"cutoff": cut if np.isfinite(cut) else np.nan}
+            pooled |= {
+                name: artifacts.quantile(own, self._edges, q) for q, name in _QUANTILES.items()
+            }
+            for name, value in pooled.items():
+                found[f"{stem}/{name}/{end}"] = Estimate(float(value), np.nan, np.nan)
+        return found | emergence.with_intervals(rows, samples=self.samples, seed=self.seed)
 
     def tables(self, estimates: Mapping[str, Estimate]) -> list[Table]:
         """One row a layer."""

@@ -1,13 +1,13 @@
 """`score --task=corloc`: how often the one box that a method draws fits an object."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from crate_jax import inference
 from crate_jax.export.tables import Cell, Table, cell
-from crate_jax.score.tasks import Columns, Example, OwnSize, Row, check_finite
+from crate_jax.score import tasks
+from crate_jax.score.tasks import Columns, Example, Row, check_finite
 from crate_jax.segmentation import discovery, emergence
 from crate_jax.segmentation.emergence import Estimate
 
@@ -29,7 +29,7 @@ def box_iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return inside / (areas[0] + areas[1] - inside + _SMALL)
 
 
-class CorLoc:
+class CorLoc(tasks.OfFeatures):
     """Boxes of TokenCut and of LOST, and the share of images in which one fits.
 
     Protocol (docs/protocols.md section 7): the image at its own size, padded by zeros to whole
@@ -37,48 +37,22 @@ class CorLoc:
     without sizes of its own is resized to the network's input, and boxes are scaled back.
 
     Args:
-        network: from `inference.load`.
-        data: with `boxes`.
-        dataset: its name, for the published controls.
-        size: (height, width) of the network's input, where the set has no sizes of its own.
-        features: "subspace" or "tokens".
-        tau: TokenCut's.
+        *what: see `tasks.OfFeatures`; the data with `boxes`.
         k: LOST's.
-        samples: bootstrap draws.
-        seed: of the draws.
+        **options: see there.
     """
 
-    name, programs = "corloc", ()
-    headline: Mapping[str, str] = {
+    name = "corloc"
+    headline: ClassVar[Mapping[str, str]] = {
         "corloc/tokencut": "CorLoc, TokenCut",
         "corloc/lost": "CorLoc, LOST",
     }
 
-    def __init__(
-        self,
-        network: inference.Network,
-        data: Any,
-        dataset: str,
-        size: tuple[int, int],
-        *,
-        features: str = "subspace",
-        tau: float = discovery.PAPER_TAU,
-        k: int = discovery.PAPER_K,
-        samples: int = 10_000,
-        seed: int = 0,
-    ):
-        self.data, self.dataset, self.size = data, dataset, size
-        self.tau, self.k, self.samples, self.seed = tau, k, samples, seed
-        self._patch = network.config.patch_size
-        self._features = OwnSize(network, network.config.depth - 1, features)
-        self.settings = {
-            "tau": tau,
-            "k": k,
-            "features": features,
-            "layer": network.config.depth - 1,
-            "input": "own size, padded" if data.own_sizes else list(size),
-            **data.box_settings,
-        }
+    def __init__(self, *what: Any, k: int = discovery.PAPER_K, **options: Any):
+        super().__init__(*what, **options)
+        self.k = k
+        own = "own size, padded" if self.data.own_sizes else list(self.size)
+        self.settings |= {"k": k, "input": own, **self.data.box_settings}
 
     def __call__(self, examples: Sequence[Example], params: Any) -> list[Row]:
         """corloc/boxes f64[methods, 4] in pixels of the image, and corloc/size f64[2]."""

@@ -1,7 +1,7 @@
 """`score --task=knn`: segmentation by the nearest patches of a training split."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from crate_jax import inference
 from crate_jax.data import images
 from crate_jax.export.tables import Cell, Table, cell
 from crate_jax.progress import Progress
-from crate_jax.score.tasks import Columns, Example, Row, check_finite
+from crate_jax.score.tasks import Columns, Example, Row, Task, check_finite
 from crate_jax.segmentation import attention, patch_knn
 from crate_jax.segmentation.emergence import Estimate
 
@@ -19,7 +19,7 @@ SCENES_MEMORY = 1024 * 10  # published too; the search is most of the work, and 
 _NAMES = ("miou_identity", "miou_matched")
 
 
-class PatchKNN:
+class PatchKNN(Task):
     """Patches of the training split are remembered, those of the others take their classes.
 
     Protocol (docs/protocols.md section 9): square input, features of the last layer behind the
@@ -34,13 +34,12 @@ class PatchKNN:
         entries: most patches that are remembered; rare classes first.
         k: neighbours.
         temperature: of the vote.
-        samples: bootstrap draws.
-        seed: of the draws and of the choice of patches.
         say: prints a line.
+        **draws: see `Task`; the seed is of the choice of patches too.
     """
 
     name = "knn"
-    headline: Mapping[str, str] = {"knn/miou_identity": "k-NN mIoU"}
+    headline: ClassVar[Mapping[str, str]] = {"knn/miou_identity": "k-NN mIoU"}
 
     def __init__(
         self,
@@ -52,13 +51,12 @@ class PatchKNN:
         entries: int = PAPER_MEMORY,
         k: int = patch_knn.PAPER_K,
         temperature: float = patch_knn.PAPER_TEMPERATURE,
-        samples: int = 1_000,
-        seed: int = 0,
         say: Callable[[str], None] = print,
+        **draws: int,
     ):
+        super().__init__(**draws)
         self.data, self.size, self.batch_size, self.say = data, size, batch_size, say
         self.entries, self.k, self.temperature = entries, k, temperature
-        self.samples, self.seed = samples, seed
         self.grid = inference.grid_of(network.config, size)
         run = inference.normalised_patches(network)
         self._run = inference.Batches(network, run, batch_size, size)
@@ -128,29 +126,24 @@ class PatchKNN:
         self._memory = params, memory
         return memory
 
-    def estimates(
-        self, used: Sequence[str], columns: Columns, random: Columns | None
-    ) -> dict[str, Estimate]:
+    def scores(self, stem: str, columns: Columns) -> dict[str, Estimate]:
         """knn/miou_identity, knn/miou_matched, and knn_random/.
 
         Bootstrap over images; a draw keeps the assignment of all images, since one of its own would
         raise the mean of every draw.
         """
         found = {}
-        for kind, values in (("", columns), ("_random", random)):
-            if values is None:
-                continue
-            truths, rows = (np.array(values[f"knn/{name}"]) for name in ("truths", "confusion"))
-            whole = np.zeros((self.data.classes,) * 2, np.int64)
-            np.add.at(whole, truths[truths >= 0], rows[truths >= 0])
-            for matched, name in enumerate(_NAMES):
-                assigned = patch_knn.assignment(whole, matched=bool(matched))
-                counts = _of_classes(truths, rows, assigned)
-                rng, images = np.random.default_rng(self.seed), len(counts)
-                times = rng.multinomial(images, np.full(images, 1 / images), size=self.samples)
-                ends = np.percentile(_miou(np.tensordot(times, counts, 1)), [2.5, 97.5])
-                value = patch_knn.miou(whole, matched=bool(matched))
-                found[f"knn{kind}/{name}"] = Estimate(value, *map(float, ends))
+        truths, rows = (np.array(columns[f"knn/{name}"]) for name in ("truths", "confusion"))
+        whole = np.zeros((self.data.classes,) * 2, np.int64)
+        np.add.at(whole, truths[truths >= 0], rows[truths >= 0])
+        for matched, name in enumerate(_NAMES):
+            assigned = patch_knn.assignment(whole, matched=bool(matched))
+            counts = _of_classes(truths, rows, assigned)
+            rng, images = np.random.default_rng(self.seed), len(counts)
+            times = rng.multinomial(images, np.full(images, 1 / images), size=self.samples)
+            ends = np.percentile(_miou(np.tensordot(times, counts, 1)), [2.5, 97.5])
+            value = patch_knn.miou(whole, matched=bool(matched))
+            found[f"{stem}/{name}"] = Estimate(value, *map(float, ends))
         return found
 
     def tables(self, estimates: Mapping[str, Estimate]) -> list[Table]:

@@ -1,21 +1,14 @@
 """`score --task=saliency`: masks of the salient object, by both public metric codes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from crate_jax import inference
 from crate_jax.export.tables import Cell, Table, cell
-from crate_jax.score.tasks import (
-    Columns,
-    Example,
-    OwnSize,
-    Row,
-    check_finite,
-    nearest_multiple,
-    resized,
-)
+from crate_jax.score import tasks
+from crate_jax.score.tasks import Columns, Example, Row, check_finite, nearest_multiple, resized
 from crate_jax.segmentation import attention, discovery, maskcut, saliency, scoring
 from crate_jax.segmentation.emergence import Estimate
 
@@ -50,7 +43,7 @@ PUBLISHED = {
 }
 
 
-class Saliency:
+class Saliency(tasks.OfFeatures):
     """TokenCut's mask, MaskCut's first and the mean head's [CLS] attention against masks.
 
     Protocol (docs/protocols.md section 8): the image at the nearest whole number of patches (a set
@@ -59,51 +52,35 @@ class Saliency:
 
     Args:
         network: from `inference.load`.
-        data: with `salient`.
-        dataset: its name, for the published controls.
-        size: (height, width) of the network's input, where the set has no sizes of its own.
-        features: "subspace" or "tokens".
-        tau: TokenCut's.
+        *what: see `tasks.OfFeatures`; the data with `salient`.
         mask_tau: MaskCut's.
         attention_layer: of the maps.
-        samples: bootstrap draws.
-        seed: of the draws.
+        **options: see there.
     """
 
-    name, programs = "saliency", ()
-    headline: Mapping[str, str] = {"saliency/tokencut/tokencut/max_f_of_set": "max F, TokenCut"}
+    name = "saliency"
+    headline: ClassVar[Mapping[str, str]] = {
+        "saliency/tokencut/tokencut/max_f_of_set": "max F, TokenCut"
+    }
 
     def __init__(
         self,
         network: inference.Network,
-        data: Any,
-        dataset: str,
-        size: tuple[int, int],
-        *,
-        features: str = "subspace",
-        tau: float = discovery.PAPER_TAU,
+        *what: Any,
         mask_tau: float = 0.15,
         attention_layer: int,
-        samples: int = 10_000,
-        seed: int = 0,
+        **options: Any,
     ):
-        self.data, self.dataset, self.size = data, dataset, size
-        self.tau, self.mask_tau, self.samples, self.seed = tau, mask_tau, samples, seed
-        self._patch, last = network.config.patch_size, network.config.depth - 1
-        self._features = OwnSize(network, last, features)
-        self._maps = (
-            self._features
-            if attention_layer == last
-            else OwnSize(network, attention_layer, features)
-        )
-        self.settings = {
-            "tau": tau,
+        super().__init__(network, *what, **options)
+        self.mask_tau, self._maps = mask_tau, self._features
+        if attention_layer != self.settings["layer"]:
+            self._maps = tasks.OwnSize(network, attention_layer, self.settings["features"])
+        own = "nearest multiple of the patch" if self.data.own_sizes else list(self.size)
+        self.settings |= {
             "maskcut_tau": mask_tau,
-            "features": features,
-            "layer": last,
             "attention_layer": attention_layer,
             "attention": "mean over heads",
-            "input": "nearest multiple of the patch" if data.own_sizes else list(size),
+            "input": own,
         }
 
     def __call__(self, examples: Sequence[Example], params: Any) -> list[Row]:
@@ -153,24 +130,15 @@ class Saliency:
         whole = np.full(size, 255, np.uint8)
         return [*masks, whole, scoring.centre_box(size) * whole]
 
-    def estimates(
-        self, used: Sequence[str], columns: Columns, random: Columns | None
-    ) -> dict[str, Estimate]:
+    def scores(self, stem: str, columns: Columns) -> dict[str, Estimate]:
         """saliency/PREDICTOR/CODE/NAME, and saliency_random/ of the three methods."""
         found = {}
-        for kind, values in (("", columns), ("_random", random)):
-            if values is None:
-                continue
-            predictors = [*PREDICTORS, *(_BASELINES if not kind else ())]
-            for place, predictor in enumerate(predictors):
-                images = [
-                    _image(value[place], f[place])
-                    for value, f in zip(
-                        values["saliency/values"], values["saliency/f"], strict=True
-                    )
-                ]
-                scores = saliency.estimates(images, samples=self.samples, seed=self.seed)
-                found |= {f"saliency{kind}/{predictor}/{n}": e for n, e in scores.items()}
+        rows = list(zip(columns["saliency/values"], columns["saliency/f"], strict=True))
+        predictors = [*PREDICTORS, *(_BASELINES if stem == self.name else ())]
+        for place, predictor in enumerate(predictors):
+            images = [_image(values[place], f[place]) for values, f in rows]
+            scores = saliency.estimates(images, samples=self.samples, seed=self.seed)
+            found |= {f"{stem}/{predictor}/{name}": e for name, e in scores.items()}
         return found
 
     def tables(self, estimates: Mapping[str, Estimate]) -> list[Table]:

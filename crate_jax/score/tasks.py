@@ -1,8 +1,9 @@
 """What a task of `score` is: rows of numbers of each image, and the scores that they give."""
 
+import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from crate_jax import inference
 from crate_jax.data import images
 from crate_jax.export.tables import Table
 from crate_jax.models import base
-from crate_jax.segmentation import emergence
+from crate_jax.segmentation import discovery, emergence
 from crate_jax.segmentation.emergence import Estimate
 
 Row = dict[str, np.ndarray]
@@ -44,31 +45,84 @@ class Example:
         return self.picture.shape[0], self.picture.shape[1]
 
 
-class Task(Protocol):
+class Task(abc.ABC):
     """A measure of images that `score` can make beside [CLS] attention and MaskCut.
+
+    Args:
+        samples: bootstrap draws.
+        seed: of the draws.
 
     Attributes:
         name: one of `names.TASKS`.
+        headline: names of the scores by which conditions are compared, to their headings.
         settings: what its scores depend on, JSON-able.
         programs: of a fixed size of input, that it runs.
-        headline: names of the scores by which conditions are compared, to their headings.
     """
 
-    name: str
-    settings: Mapping[str, Any]
-    programs: Sequence[inference.Batches]
-    headline: Mapping[str, str]
+    name: ClassVar[str]
+    headline: ClassVar[Mapping[str, str]] = {}
+    settings: dict[str, Any]
+    programs: Sequence[inference.Batches] = ()
 
+    def __init__(self, *, samples: int = 10_000, seed: int = 0):
+        self.samples, self.seed = samples, seed
+
+    @abc.abstractmethod
     def __call__(self, examples: Sequence[Example], params: Any) -> list[Row]:
         """Measures some images; names of rows begin with the task's."""
 
     def estimates(
         self, used: Sequence[str], columns: Columns, random: Columns | None
     ) -> dict[str, Estimate]:
-        """The scores by name; `random`: of the same images by the network with random weights."""
+        """The scores by name, and of random weights with `_random` behind the task's.
 
+        Args:
+            used: names of the images.
+            columns: what was measured of them.
+            random: the same by the network with random weights.
+        """
+        del used
+        found = self.scores(self.name, columns)
+        return found if random is None else found | self.scores(f"{self.name}_random", random)
+
+    def scores(self, stem: str, columns: Columns) -> dict[str, Estimate]:
+        """The scores of one network, by names that begin with `stem`."""
+        raise NotImplementedError
+
+    @abc.abstractmethod
     def tables(self, estimates: Mapping[str, Estimate]) -> list[Table]:
         """The scores as tables."""
+
+
+class OfFeatures(Task):
+    """What is found in the last layer's features of images at sizes of their own.
+
+    Args:
+        network: from `inference.load`.
+        data: with what the task is scored against.
+        dataset: its name, for the published controls.
+        size: (height, width) of the network's input, where the set has no sizes of its own.
+        features: "subspace" or "tokens".
+        tau: TokenCut's.
+        **draws: see `Task`.
+    """
+
+    def __init__(
+        self,
+        network: inference.Network,
+        data: Any,
+        dataset: str,
+        size: tuple[int, int],
+        *,
+        features: str = "subspace",
+        tau: float = discovery.PAPER_TAU,
+        **draws: int,
+    ):
+        super().__init__(**draws)
+        self.data, self.dataset, self.size, self.tau = data, dataset, size, tau
+        self._patch, last = network.config.patch_size, network.config.depth - 1
+        self._features = OwnSize(network, last, features)
+        self.settings = {"tau": tau, "features": features, "layer": last}
 
 
 class OwnSize:
