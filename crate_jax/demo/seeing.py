@@ -146,7 +146,7 @@ def _measure(
     scenes: Source,
     count: int,
     keep: float,
-    progress: inference.Progress,
+    progress: Progress,
 ) -> tuple[list[bool], emergence.Measured]:
     right, measured = [], emergence.Measured(keep)
     batch, *size, _ = compute.shape
