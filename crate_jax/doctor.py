@@ -374,50 +374,22 @@ def room(workdir: str, shared: str = "/dev/shm") -> Results:
 
 def folder(place: str) -> Results:
     """The data in one folder, recognised by a file of its layout, counted by its reader."""
+    from crate_jax.data import recognise
+
     path = pathlib.Path(os.path.expanduser(place))
-    for layout, patterns in _LAYOUTS.items():
-        if file := next((file for pattern in patterns for file in path.glob(pattern)), None):
-            try:
-                yield Result("data", "ok", f"{place}: {layout}, {_count(layout, path, file)}")
-            except (ValueError, OSError) as error:  # the reader's message names what is missing
-                first, _, rest = str(error).partition("\n")
-                what = f"{place}: looks like {layout}: {first}"
-                yield Result("data", "problem", what, rest or first)
-            return
-    what = f"{place}: {'no layout that is known' if path.is_dir() else 'no such folder'}"
-    remedy = (
-        "class folders (train/CLASS/*.jpg, val/CLASS/*.jpg, or CLASS/*.jpg), TFDS, VOC, or COCO"
-    )
-    yield Result("data", "problem", what, f"expected {remedy}")
-
-
-def _count(layout: str, path: pathlib.Path, file: pathlib.Path) -> str:
-    from crate_jax.data import coco, folders, tfds, voc
-
-    if layout == "PASCAL VOC":
-        return f"{len(voc.VOC(path)):,} images in val"
-    if layout == "COCO":
-        split = file.stem.removeprefix("instances_")
-        return f"{len(coco.COCO(path, split)):,} images in {split}"
-    if layout == "TFDS":
-        return f"{len(tfds.TfdsSource(str(file.parent), 'train')):,} training images"
-    if layout != "class folders":
-        return f"as {file.name}; train from class folders: python -m crate_jax.data.prepare --help"
-    held_out = 0.0 if (path / "train").is_dir() else 0.1
-    train, val = (folders.Folder(str(path), s, val_fraction=held_out) for s in ("train", "val"))
-    setting = f" --config.data.val_fraction={held_out}" if held_out else ""
-    counts = f"{len(train):,} training and {len(val):,} validation images"
-    return f"{counts}: --config.model.classes={train.num_classes}{setting}"
-
-
-_LAYOUTS = {
-    "PASCAL VOC": ("JPEGImages", "VOC2012", "VOCdevkit/VOC2012"),
-    "COCO": ("annotations/instances_val*.json", "annotations/instances_*.json"),
-    "TFDS": ("dataset_info.json", "*/dataset_info.json", "*/*/dataset_info.json"),
-    "archives of ImageNet": ("ILSVRC2012_img_train.tar",),
-    "images": ("*.[jJ][pP]*[gG]", "*.png"),
-    "class folders": ("*/*.[jJ][pP]*[gG]", "*/*.png", "train/*/*"),
-}
+    if (told := recognise.layout_of(path)) is None:
+        what = f"{place}: {'no layout that is known' if path.is_dir() else 'no such folder'}"
+        remedy = "class folders (train/CLASS/*.jpg, val/CLASS/*.jpg, or CLASS/*.jpg), TFDS, VOC"
+        yield Result("data", "problem", what, f"expected {remedy}, or COCO")
+        return
+    layout, file = told
+    try:
+        counts = recognise.count(layout, path, file)
+        yield Result("data", "ok", f"{place}: {layout}, {counts}")
+    except (ValueError, OSError) as error:  # the reader's message names what is missing
+        first, _, rest = str(error).partition("\n")
+        what = f"{place}: looks like {layout}: {first}"
+        yield Result("data", "problem", what, rest or first)
 
 
 def show(found: Iterable[Result]) -> list[Result]:

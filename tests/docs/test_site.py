@@ -26,6 +26,7 @@ INTERNAL = {
     "crate_jax.command_line",
     "crate_jax.configs",
     "crate_jax.data.processes",
+    "crate_jax.data.recognise",
     "crate_jax.data.shared_batches",
     "crate_jax.main",
     "crate_jax.probe",
