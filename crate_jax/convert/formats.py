@@ -130,13 +130,14 @@ def _read_archive(path: pathlib.Path, values: bool) -> File:
         entries = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
         raise ValueError(
-            f"{path}: damaged or cut off ({one_line(error)}); fetch or copy the file again"
+            f"{path}: expected a whole archive, got one damaged or cut off ({one_line(error)}); "
+            "fetch or copy the file again"
         ) from error
     unpacked, size = sum(e.file_size for e in entries), path.stat().st_size
     if unpacked > max(_SMALL, _RATIO * size):
         raise ValueError(
-            f"{path}: refused, {size} bytes claim to unpack to {unpacked}; weights do not compress "
-            "like that"
+            f"{path}: expected weights, which hardly compress, got {size} bytes that claim to "
+            f"unpack to {unpacked}; fetch the file from its source"
         )
     names = [e.filename for e in entries]
     if twice := len(names) - len(set(names)):
@@ -176,7 +177,10 @@ def _damage(path: pathlib.Path):
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{path}: damaged or not plain arrays ({one_line(error)})") from error
+        raise ValueError(
+            f"{path}: expected plain arrays, got some damaged or of another kind "
+            f"({one_line(error)}); save them again by numpy.savez"
+        ) from error
 
 
 def _npy_header(file: Any, size: int) -> tuple[tuple[int, ...], str]:
@@ -223,7 +227,10 @@ def _read_safetensors(path: pathlib.Path) -> File:
             read = functools.partial(file.get_tensor, name)
             tensors[name] = Stored(tuple(header.get_shape()), dtype, read)
     except Exception as error:  # of its Rust layer
-        raise ValueError(f"{path}: damaged or cut off ({one_line(error)})") from error
+        raise ValueError(
+            f"{path}: expected a whole safetensors file, got one damaged or cut off "
+            f"({one_line(error)}); fetch or copy the file again"
+        ) from error
     text = metadata.get(DECLARATION)
     return File(path, "safetensors", tensors, _declaration(path, text) if text else None)
 
@@ -245,7 +252,7 @@ def _read_index(path: pathlib.Path, values: bool) -> File:
         raise ValueError(f"{path}: expected parts beside the index, got {listed(outside)}")
     if missing := [p for p in parts if not (path.parent / p).is_file()]:
         raise ValueError(
-            f"{path}: {len(missing)} of {len(parts)} parts are not beside it: {listed(missing)}; "
+            f"{path}: expected its {len(parts)} parts beside it, got all but {listed(missing)}; "
             "fetch them too"
         )
     if not parts:
@@ -253,7 +260,10 @@ def _read_index(path: pathlib.Path, values: bool) -> File:
     read_parts = {part: read(path.parent / part, values) for part in parts}
     lacking = [f"{n} ({part})" for n, part in where.items() if n not in read_parts[part].tree]
     if lacking:
-        raise ValueError(f"{path}: {len(lacking)} tensors not in their parts: {listed(lacking)}")
+        raise ValueError(
+            f"{path}: expected every tensor in its part, got none of {listed(lacking)}; fetch the "
+            "parts and their index from one place"
+        )
     tree = {name: read_parts[part].tree[name] for name, part in where.items()}
     return File(path, f"{read_parts[parts[0]].format} in {len(parts)} parts", tree)
 
@@ -269,8 +279,8 @@ def _declaration(path: pathlib.Path, text: str) -> dict[str, Any] | None:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
     raise ValueError(
-        f"{path}: its {DECLARATION!r} metadata is not a declaration written by this project; "
-        "convert the original file again"
+        f"{path}: expected a declaration of this project as its {DECLARATION!r} metadata, got "
+        "something else; convert the original file again"
     )
 
 

@@ -55,18 +55,11 @@ class COCO:
                 )
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise ValueError(
-                f"COCO: {file} is not a whole annotation file ({type(error).__name__}: {error}).\n"
-                f"{how}"
+                f"COCO: {file}: expected a whole annotation file, got "
+                f"{type(error).__name__}: {error}.\n{how}"
             ) from error
         self.annotations = {"images": images, "annotations": annotations}
-        if not images:
-            raise ValueError(f"COCO: {file} lists no image.\n{how}")
-        missing = [name for name in self.names if not self.image_path(name).is_file()]
-        if missing:
-            raise ValueError(
-                f"COCO: {len(missing)} of {len(images)} images are missing in {self.folder}, the "
-                f"first {missing[0]}.\n{how}"
-            )
+        listing.expect_files("COCO", [self.image_path(name) for name in self.names], file, how)
 
     def __len__(self) -> int:
         return len(self.names)

@@ -83,12 +83,13 @@ class COCO20k:
                     boxes[str(annotation["image_id"])].append([x, y, x + width, y + height])
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(
-                f"COCO20k: {file} is not a whole annotation file ({type(error).__name__}: {error})"
+                f"COCO20k: {file}: expected a whole annotation file, got "
+                f"{type(error).__name__}: {error}; fetch it again"
             ) from error
         if unknown := [name for name in self.names if name not in self.sizes]:
             raise ValueError(
-                f"COCO20k: {len(unknown)} of {len(self.names)} ids of the list are not in {file}, "
-                f"the first {unknown[0]}; the list is of train2014"
+                f"COCO20k: expected the {len(self.names)} ids of the list in {file}, got all but "
+                f"{len(unknown)}, the first {unknown[0]}; the list is of train2014"
             )
         self._boxes = boxes
 

@@ -22,7 +22,9 @@ def lines(path: pathlib.Path) -> list[str]:
 def expect_parts(what: str, parts: Sequence[pathlib.Path], how: str) -> None:
     """Raises ValueError that names every missing folder or list, and says how to get it."""
     if missing := [str(part) for part in parts if not part.exists()]:
-        raise ValueError(f"{what}: missing {', '.join(missing)}.\n{how}")
+        raise ValueError(
+            f"{what}: expected its folders and lists, got none at {', '.join(missing)}.\n{how}"
+        )
 
 
 def expect_files(
@@ -37,10 +39,10 @@ def expect_files(
         how: the layout, and where it comes from.
     """
     if not files:
-        raise ValueError(f"{what}: {listed} lists no image.\n{how}")
+        raise ValueError(f"{what}: expected names of images, got none in {listed}.\n{how}")
     if missing := [str(file) for file in files if not file.is_file()]:
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise ValueError(
-            f"{what}: {len(missing)} of {len(files)} files that {listed} asks for are missing: "
-            f"{', '.join(missing[:_SHOWN])}{more}.\n{how}"
+            f"{what}: expected the {len(files)} files that {listed} asks for, got all but "
+            f"{len(missing)}: {', '.join(missing[:_SHOWN])}{more}.\n{how}"
         )

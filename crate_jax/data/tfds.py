@@ -56,7 +56,8 @@ class TfdsSource:
         features = builder.info.features
         if not {"image", "label"} <= set(features):
             raise ValueError(
-                f"{self.folder} has the features {sorted(features)}; expected image and label."
+                f"{self.folder}: expected the features image and label, got {sorted(features)}; "
+                "choose a dataset of images with labels"
             )
         self.split = tfds_split or self._default_split(split, builder.info.splits)
         label = features["label"]
@@ -69,7 +70,8 @@ class TfdsSource:
             self._records = builder.as_data_source(split=self.split, decoders=decoders)
         except NotImplementedError as error:
             raise ValueError(
-                f"{self.folder} is not random-access: {error} {_how_to_prepare(dataset)}"
+                f"{self.folder}: expected a random-access format, got {error} "
+                f"{_how_to_prepare(dataset)}"
             ) from error
 
     def __len__(self) -> int:
@@ -107,8 +109,8 @@ class TfdsSource:
             if name in available:
                 return name
         raise ValueError(
-            f"{self.folder} has the splits {sorted(available)}, none of {', '.join(names)}; name "
-            "one with config.data.train_split or config.data.val_split."
+            f"{self.folder}: expected a split of {', '.join(names)}, got {sorted(available)}; name "
+            "one with config.data.train_split or config.data.val_split"
         )
 
 
@@ -128,8 +130,8 @@ def _find(dataset: str, data_dir: str) -> str:
     folder = os.path.join(folder, version)
     if not os.path.isfile(os.path.join(folder, "dataset_info.json")):
         raise ValueError(
-            f"No prepared dataset {dataset!r} under {data_dir}: expected {data_dir}/{name}/VERSION/"
-            f"dataset_info.json (NAME/CONFIG where the dataset has configs). "
+            f"data.dataset {dataset!r}: expected {data_dir}/{name}/VERSION/dataset_info.json "
+            f"(NAME/CONFIG where the dataset has configs), got no such file. "
             f"{_how_to_prepare(dataset, data_dir)}"
         )
     return folder

@@ -63,7 +63,7 @@ def check(directory: pathlib.Path, config: ml_collections.ConfigDict, needed_byt
     while not nearest.exists():
         nearest = nearest.parent
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        reason = "no write permission" if nearest.is_dir() else f"{nearest} is a file"
+        reason = "no write permission" if nearest.is_dir() else f"a file at {nearest}"
         raise OSError(_cannot_write(directory, reason))
     path = directory / CONFIG
     if path.exists():
@@ -73,8 +73,8 @@ def check(directory: pathlib.Path, config: ml_collections.ConfigDict, needed_byt
     leftovers = [name for name in ("checkpoints", "metrics.jsonl") if (directory / name).exists()]
     if leftovers:
         raise ValueError(
-            f"workdir {directory}: holds {' and '.join(leftovers)} but no {CONFIG}, so which "
-            "run they belong to is not known; choose an empty --workdir"
+            f"workdir {directory}: expected {CONFIG} beside {' and '.join(leftovers)}, got none, "
+            "so which run they belong to is not known; choose an empty --workdir"
         )
     free = shutil.disk_usage(nearest).free
     if free < needed_bytes:
@@ -86,7 +86,8 @@ def check(directory: pathlib.Path, config: ml_collections.ConfigDict, needed_byt
 
 def _cannot_write(directory: pathlib.Path, reason: str) -> str:
     return (
-        f"workdir {directory}: cannot be written ({reason}); choose another --workdir or free space"
+        f"workdir {directory}: expected a folder to write in, got {reason}; choose another "
+        "--workdir or free space"
     )
 
 
@@ -105,9 +106,7 @@ def _check_same(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     try:
         saved = read_json(path)
     except ValueError as error:
-        raise ValueError(
-            f"{path}: not readable as JSON ({error}); choose another --workdir"
-        ) from error
+        raise ValueError(f"{path}: expected JSON, got {error}; choose another --workdir") from error
     if not isinstance(saved, dict):
         raise ValueError(
             f"{path}: expected the config of a run, got {str(saved)[:40]!r}; restore it "
@@ -116,7 +115,8 @@ def _check_same(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     changes = differences(saved, config)
     if changes:
         raise ValueError(
-            f"workdir {path.parent} belongs to a run of another config (there -> here):\n  "
+            f"workdir {path.parent}: expected the config of its run, got another (there -> here):"
+            "\n  "
             + "\n  ".join(changes)
             + "\nUse the same values to resume it, or another --workdir for a new run."
         )

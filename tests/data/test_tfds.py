@@ -122,7 +122,7 @@ def test_other_file_formats_are_refused_with_the_command_that_helps(data_dir, tm
         copy.write_bytes(path.read_bytes().replace(b'"array_record"', b'"tfrecord"'))
     with pytest.raises(ValueError) as error:
         TfdsSource("tiny", "train", data_dir=str(tmp_path))
-    assert "is not random-access" in str(error.value)
+    assert "expected a random-access format" in str(error.value)
     assert "tfds build tiny --file_format=array_record" in str(error.value)
     with pytest.raises(ValueError, match="tfds build tiny --file_format=array_record"):
         TfdsSource(str(folder), "train")

@@ -44,7 +44,7 @@ def test_says_what_is_missing_and_how_to_get_it(root, tmp_path):
     with pytest.raises(ValueError, match="1 of 4 files") as error:
         VOC(root)
     assert "2007_000001.png" in str(error.value)
-    with pytest.raises(ValueError, match=r"missing .*JPEGImages.*SegmentationClass") as error:
+    with pytest.raises(ValueError, match=r"got none at .*JPEGImages.*SegmentationClass") as error:
         VOC(tmp_path / "elsewhere")
     assert "VOCtrainval_11-May-2012.tar" in str(error.value)
 

@@ -118,7 +118,7 @@ def test_dry_run_fails_where_the_run_would(images, truncated, trained, tmp_path)
     with pytest.raises(ValueError, match=r"label_smoothing: 0.1 -> 0.3"):
         loop.train(config, trained)
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="is a file"):
+    with pytest.raises(OSError, match="got a file at"):
         loop.train(imagenet_b(images, dry_run=True), tmp_path / "file" / "run")
     for path in (truncated[0] / "val").rglob("*.jpg"):
         path.write_bytes(path.read_bytes()[:-300])

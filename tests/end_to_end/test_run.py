@@ -136,10 +136,10 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
 
 def test_workdir_that_is_a_file_or_of_unknown_origin(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="cannot be written"):
+    with pytest.raises(OSError, match="expected a folder to write in"):
         loop.train(config(), tmp_path / "file")
     (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(ValueError, match=r"holds metrics.jsonl but no config.json"):
+    with pytest.raises(ValueError, match=r"expected config.json beside metrics.jsonl, got none"):
         loop.train(config(), tmp_path)
 
 

@@ -38,13 +38,13 @@ def test_too_little_room_is_told_beforehand(tmp_path, config):
 
 def test_results_of_who_knows_what_are_left_alone(tmp_path, config):
     (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(ValueError, match=r"holds metrics.jsonl but no config.json"):
+    with pytest.raises(ValueError, match=r"expected config.json beside metrics.jsonl, got none"):
         workdir.claim(tmp_path, config, 0).__enter__()
 
 
 def test_below_a_file_there_is_no_directory(tmp_path, config):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="cannot be written"):
+    with pytest.raises(OSError, match="expected a folder to write in"):
         workdir.claim(tmp_path / "file" / "run", config, 0).__enter__()
 
 
