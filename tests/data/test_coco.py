@@ -48,7 +48,7 @@ def test_says_what_is_missing_and_how_to_get_it(root):
     file = root / "annotations" / "instances_val2017.json"
     for content in ("{", '{"images": []}', "[]", "[" * 100_000):
         file.write_text(content)
-        with pytest.raises(ValueError, match="not a whole annotation file"):
+        with pytest.raises(ValueError, match="expected a whole annotation file, got"):
             COCO(root)
     file.write_text('{"images": [], "annotations": []}')
     with pytest.raises(ValueError, match="expected names of images, got none in"):
@@ -65,5 +65,5 @@ def test_images_that_are_one_or_none(root, field, value):
     content = json.loads(file.read_text())
     content["images"][0][field] = value
     file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="not a whole annotation file"):
+    with pytest.raises(ValueError, match="expected a whole annotation file, got"):
         COCO(root)
