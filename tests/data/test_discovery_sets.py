@@ -30,7 +30,7 @@ def test_voc_names_all_that_is_missing_together(tmp_path):
     base = layouts.voc_boxes(tmp_path, 2007, {"000005": [], "000007": []})
     (base / "JPEGImages" / "000005.jpg").unlink()
     (base / "Annotations" / "000007.xml").unlink()
-    with pytest.raises(ValueError, match=r"2 of 4 files .*000005\.jpg.*000007\.xml"):
+    with pytest.raises(ValueError, match=r"4 files .* got all but 2: .*000005\.jpg.*000007\.xml"):
         VOCBoxes(tmp_path, 2007)
     with pytest.raises(ValueError, match=r"got none at .*JPEGImages.*Annotations.*trainval\.txt"):
         VOCBoxes(tmp_path / "nothing", 2012)
