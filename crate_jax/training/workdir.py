@@ -106,7 +106,10 @@ def _check_same(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     try:
         saved = read_json(path)
     except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, got {error}; choose another --workdir") from error
+        raise ValueError(
+            f"{path}: expected the config of a run, got no JSON ({error}); restore it from a "
+            "backup, or choose another --workdir"
+        ) from error
     if not isinstance(saved, dict):
         raise ValueError(
             f"{path}: expected the config of a run, got {str(saved)[:40]!r}; restore it "

@@ -51,7 +51,7 @@ def test_below_a_file_there_is_no_directory(tmp_path, config):
 @pytest.mark.parametrize("content", ["[]", "3", '"config"', "null", "{", '{"a": ['])
 def test_a_config_that_is_something_else_is_named(tmp_path, config, content):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ValueError, match=r"config.json: (expected the config of a run|not read)"):
+    with pytest.raises(ValueError, match=r"config\.json: expected the config of a run"):
         workdir.check(tmp_path, config, 0)
 
 
