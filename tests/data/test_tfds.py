@@ -154,5 +154,5 @@ def test_features_must_be_image_and_label(data_dir, tmp_path):
     for name in ("dataset_info.json", "features.json"):
         with open(f"{source}/{name}") as file:
             (folder / name).write_text(file.read().replace('"label"', '"kind"'))
-    with pytest.raises(ValueError, match="expected image and label"):
+    with pytest.raises(ValueError, match="expected the features image and label, got"):
         TfdsSource(str(folder), "train")
