@@ -1,5 +1,7 @@
 """Compiled programs are kept: where, for whom, and what happens where they cannot be."""
 
+import signal
+
 import jax
 import pytest
 
@@ -47,18 +49,22 @@ def test_folder_that_cannot_be_written(unset, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("signals_heard")
 def test_a_resumed_run_compiles_nothing(tmp_path, monkeypatch):
-    """Two runs, and the second half of the first: the folder gains no program."""
+    """A whole run, another that is stopped, and the rest of that: the folder gains no program."""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     cache = tmp_path / "cache"
 
     def programs():
         return {path.name for path in cache.rglob("*-cache")}
 
-    flag = f"--config.compilation_cache={cache}"
-    runs.run(tmp_path / "a", flag, "--config.steps=8")
+    flag, config = f"--config.compilation_cache={cache}", f"{runs.TINY}:40"
+    runs.run(tmp_path / "a", flag, config=config)
     first = programs()
     assert first
-    done = runs.run(tmp_path / "b", flag, "--config.steps=8")
+    status, output = runs.interrupt(tmp_path / "b", signal.SIGTERM, 10, flag, config=config)
+    assert status == 0, output
+    done = runs.run(tmp_path / "b", flag, config=config)
     assert "programs  kept in" in done.stdout
+    assert "resumed  after step" in done.stdout
     assert programs() == first
