@@ -78,6 +78,8 @@ def _annotated(path: str | os.PathLike) -> dict[str, int]:
         listed = read_json(os.path.expanduser(path))["images"]
         known = {str(image["file_name"]): image["id"] for image in listed}
         ids = set(known.values())
+        if odd := [i for i in ids if not isinstance(i, int | str)]:
+            raise ValueError(f"the id {odd[0]!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"annotations: expected a COCO annotation file with images of file_name and id at "

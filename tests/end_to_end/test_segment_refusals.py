@@ -65,6 +65,14 @@ def test_an_id_that_could_be_anothers_is_refused(names, known, ids, tmp_path):
         assert summary.image_ids(names, file) == dict(zip(names, ids, strict=True))
 
 
+@pytest.mark.parametrize("identity", ["null", "NaN", "1.5", "[1]"])
+def test_ids_that_no_result_could_carry(identity, tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text(f'{{"images": [{{"file_name": "a.jpg", "id": {identity}}}]}}')
+    with pytest.raises(ValueError, match="expected a COCO annotation file with images of"):
+        summary.image_ids(["a.jpg"], file)
+
+
 def test_results_among_the_photographs_are_refused(checkpoint, photographs, tmp_path, capsys):
     """They would be taken for photographs the next time."""
     folder = tmp_path / "photographs"
