@@ -314,7 +314,8 @@ def memory_line(batches: Batches, batch_size: int, matrix: int = 0) -> str:
     line = f"{_bytes(needed)} for a batch of {batch_size}"
     if free is None:
         return f"memory    {line}"
-    if needed > free:
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(batches.network.params))  # not free, ours
+    if needed - held > free:
         raise ValueError(
             f"memory: expected {line}, got {_bytes(free)} free on {device.device_kind}; lower "
             "--batch-size or --size"
