@@ -55,7 +55,7 @@ def make(
     """
     attention = choose_attention(config, model_config, mesh)
     options = computation(config, attention, mesh)
-    definition, _ = base.split(variants.abstract(model_config, **options))
+    definition, params = base.split(variants.abstract(model_config, **options))
     optimizer = optim.optimizer(
         config.optimizer, rate, variants.FAMILIES[model_config.family][1].fixed
     )
@@ -64,7 +64,9 @@ def make(
         params = base.split(variants.build(model_config, key, **options))[1]
         return params, initial(optimizer, params, metric_names(config))
 
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    # Not of `init`: tracing the drawing of weights takes as long as all else here.
+    state = jax.eval_shape(lambda p: initial(optimizer, p, metric_names(config)), params)
+    shapes = params, state
     shardings = sharding.state_shardings(mesh, shapes)
     step = make_step(
         definition,
