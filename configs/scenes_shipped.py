@@ -11,12 +11,16 @@ command packs what it has learned so far, also of a run that goes on; the digest
 pinned in `crate_jax/convert/shipped.py`.
 
 Two cores learn what the objects look like sooner from scenes of a quarter of the patches, objects
-large in them, and then where they are in whole ones:
+large in them, and then where they are in whole ones. The file that ships was made so:
 
     python -m crate_jax.main --config=configs/scenes_shipped.py:side=32,images=400000,batch=64 \\
         --workdir=runs/scenes_near
-    python -m crate_jax.main --config=configs/scenes_shipped.py:images=160000 \\
-        --config.init_from=runs/scenes_near --workdir=runs/scenes_shipped
+    python -m crate_jax.main --config=configs/scenes_shipped.py:images=80000 \\
+        --config.init_from=runs/scenes_near --config.optimizer.muon_learning_rate=0.01 \\
+        --workdir=runs/scenes_shipped
+
+The first was stopped after 3,051 of its 6,250 steps (195,264 scenes). 93.4 % of 2,000 held-out
+scenes of 600 objects are named rightly after the second.
 
 As the quick start (`configs/scenes_tiny.py`), and longer: Muon for the matrices of the layers,
 AdamW for the rest. `:images=200000` makes it shorter, `:seed=1` another one.

@@ -1,13 +1,13 @@
 """The networks that come with the package: a name in place of a path, wherever one loads.
 
-Each is one `.safetensors` file in `assets/`, packed from the run that made it:
+Each is one `.safetensors` file in `assets/`, packed from the run that made it, by the commands of
+`configs/scenes_shipped.py`, the last of which is
 
-    python -m crate_jax.main --config=configs/scenes_shipped.py --workdir=runs/scenes_shipped
     python -m crate_jax.convert --source=runs/scenes_shipped --with-run \\
         --target=crate_jax/convert/assets/scenes.safetensors
 
 Its metadata hold the declaration and the run: config with its seed, step, training curve and last
-scores. The second command prints the SHA-256 that is pinned here; a file with another is refused.
+scores. The command prints the SHA-256 that is pinned here; a file with another is refused.
 """
 
 import os
@@ -17,7 +17,8 @@ from typing import Any
 from crate_jax.convert import formats, run_directory
 
 DIRECTORY = pathlib.Path(__file__).with_name("assets")
-SHA256 = {"scenes": ""}  # of DIRECTORY/NAME.safetensors
+# Of DIRECTORY/NAME.safetensors.
+SHA256 = {"scenes": "59c06801bc267c40ad35e0e2430fe54b542bb585a2ccf411ee44258730929799"}
 
 
 def resolve(path: str | os.PathLike) -> pathlib.Path:

@@ -22,6 +22,8 @@ def run(run_directory):
     lines[19] |= {"val/top1": 1 / 3, "val/top1/low": 0.3, "val/top1/high": 0.4}
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (run_directory / "metrics.jsonl").write_text(text + '{"step": 41, "train')
+    settings = json.loads((run_directory / "config.json").read_text()) | {"seed": 3}
+    (run_directory / "config.json").write_text(json.dumps(settings))
     return run_directory
 
 

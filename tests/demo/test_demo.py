@@ -132,3 +132,24 @@ def test_rows_of_a_mosaic():
     assert (centres[..., 3] == 255).all()
     assert pixels[0, left, 3] == 0  # corners are round, and between pictures is nothing
     assert pixels[32, left + 64 + 4, 3] == 0
+
+
+@pytest.mark.slow
+def test_the_network_that_ships_knows_and_finds_its_objects():
+    """Recomputed by hand on scenes of another seed; what its file says is of 2,000."""
+    record = shipped.run_of("scenes")
+    record["config"]["data"]["scenes"]["seed"] = 5
+    scenes, network = seeing.held_out(record["config"], 200), inference.load("scenes")
+    images = np.stack([scenes[index]["image"] for index in range(200)])
+    logits, out = run_network(base.merge(network.definition, network.params), images, capture=True)
+    right = [np.argmax(logits[index]) == scenes[index]["label"] for index in range(200)]
+    assert abs(np.mean(right) - record["scores"]["val/top1"]) < 4 * np.sqrt(0.93 * 0.07 / 200)
+    maps = attention.cls_maps(out["query"][2], out["key"][2])
+    best = []
+    for index in range(200):
+        kept = np.asarray(attention.keep_mass(maps[index])).reshape(-1, 16, 16)
+        large, mask = kept.repeat(4, 1).repeat(4, 2), scenes[index]["mask"]
+        best.append(max((one & mask).sum() / (one | mask).sum() for one in large))
+    assert np.mean(best) == pytest.approx(
+        record["scores"]["val/cls_iou/mass/best/layer03"], abs=0.04
+    )
