@@ -277,7 +277,7 @@ class TestMalformed:
     def test_metadata_of_something_else(self, text, tmp_path, crate_state):
         path = tmp_path / "a.safetensors"
         safetensors.numpy.save_file(crate_state(), path, metadata={"crate_jax": text})
-        self.refused(path, "is not a declaration written by this project")
+        self.refused(path, "expected a declaration of this project")
 
     def test_an_index_of_nothing(self, tmp_path):
         (tmp_path / "a.json").write_text('{"weight_map": {}}')

@@ -38,6 +38,7 @@ def test_coco_is_read_in_the_frame_of_its_annotations(orientation, tmp_path):
     photograph(tmp_path / "val2017" / "a.jpg", orientation)
     truth = {"images": [{"id": 7, "file_name": "a.jpg", "height": 24, "width": 40}]}
     truth |= {"annotations": [{"image_id": 7, "bbox": [0, 0, 24, 8]}]}
+    truth["annotations"][0]["segmentation"] = [[0, 0, 24, 0, 24, 8, 0, 8]]
     (tmp_path / "annotations" / "instances_val2017.json").write_text(json.dumps(truth))
     coco = datasets.CocoInstances(tmp_path, "val2017", None)
     np.testing.assert_array_equal(coco.read("a.jpg")[..., 0] > 127, PIXELS[..., 0] > 0)

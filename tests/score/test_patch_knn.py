@@ -27,7 +27,7 @@ def test_means_are_those_of_the_summed_matrix(images):
     task = types.SimpleNamespace(data=types.SimpleNamespace(classes=CLASSES), samples=2000, seed=0)
     kept = [patch_knn._compact(one, MOST) for one in images]
     columns = {name: [row[name] for row in kept] for name in kept[0]}
-    found = patch_knn.PatchKNN.estimates(task, [], columns, None)
+    found = patch_knn.PatchKNN.scores(task, "knn", columns)
     rng, whole = np.random.default_rng(1), images.sum(axis=0)
     drawn = [images[rng.integers(0, IMAGES, IMAGES)].sum(axis=0) for _ in range(500)]
     for matched, name in enumerate(("miou_identity", "miou_matched")):
