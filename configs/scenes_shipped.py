@@ -52,11 +52,6 @@ def get_config(arg=None):
         c.data.scenes.scale = (0.5, 0.9)  # as many pixels an object as at 64 px, nearly
     c.evaluation.batch_size = 128
 
-    c.optimizer.name = "muon"
-    c.optimizer.muon_learning_rate = 0.02
-    c.optimizer.learning_rate = 1e-3
-    c.optimizer.b2 = 0.95
-    c.optimizer.weight_decay = 0.05
-    c.optimizer.clip_norm = 1.0
+    c.optimizer = config.load("scenes_tiny").optimizer
     c.optimizer.warmup = "20000 examples"
     return c

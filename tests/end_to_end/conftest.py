@@ -13,7 +13,6 @@ from crate_jax.models import variants
 from crate_jax.training import loop, program
 from crate_jax.training.step import make_step
 from tests.end_to_end import pictures, segmenting
-from tests.networks import draw
 
 _FLOPS, _PROGRAMS = {}, {}
 
@@ -52,7 +51,7 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
-    checkpoints.save(draw(variants.config("crate-testing")), path)
+    checkpoints.save(variants.build(variants.config("crate-testing"), 0), path)
     return path
 
 
