@@ -15,8 +15,9 @@ from jaxtyping import Array, Float
 
 from crate_jax.models import pooling
 from crate_jax.models.base import Computation, ImageModelConfig, Transformer, described
-from crate_jax.models.layers import ISTA, MSSA, Layer, Tokens, layer_norm
+from crate_jax.models.layers import ISTA, MSSA, Layer, Tokens
 from crate_jax.models.linear import LinearOptions, linear
+from crate_jax.models.norm import LayerNorm
 from crate_jax.models.patches import patchify
 from crate_jax.models.vit import MHSA, MLP
 
@@ -63,14 +64,14 @@ class Crate(Transformer[CrateConfig]):
         c = config
         init: LinearOptions = {"dtype": self.dtype}
         patch_dim = 3 * c.patch_size**2
-        self.patch_norm = layer_norm(patch_dim, c.epsilon, rngs)
+        self.patch_norm = LayerNorm(patch_dim, c.epsilon)
         self.patch_embed = linear(patch_dim, c.dim, rngs=rngs, **init)
-        self.embed_norm = layer_norm(c.dim, c.epsilon, rngs)
+        self.embed_norm = LayerNorm(c.dim, c.epsilon)
         self.cls_token = nnx.Param(jax.random.normal(rngs.params(), (1, 1, c.dim)))
         self.positions = nnx.Param(jax.random.normal(rngs.params(), (1, 1 + c.patches, c.dim)))
         self.layers = nnx.List([self._layer(rngs) for _ in range(c.depth)])
         hidden = c.head_hidden if c.classes else None
-        self.head_norm = layer_norm(c.dim, c.epsilon, rngs) if c.classes else None
+        self.head_norm = LayerNorm(c.dim, c.epsilon) if c.classes else None
         self.head_hidden = linear(c.dim, hidden, rngs=rngs, **init) if hidden else None
         self.head = linear(hidden or c.dim, c.classes, rngs=rngs, **init) if c.classes else None
 
@@ -93,7 +94,7 @@ class Crate(Transformer[CrateConfig]):
                 soft=c.nonlinearity == "ista-soft-threshold",
             )
             skip = False
-        return Layer(attention, operator, dim=c.dim, epsilon=c.epsilon, skip=skip, rngs=rngs)
+        return Layer(attention, operator, dim=c.dim, epsilon=c.epsilon, skip=skip)
 
     def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
         """[b, h, w, 3] -> patch tokens [b, n, d]."""

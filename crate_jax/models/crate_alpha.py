@@ -11,8 +11,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from crate_jax.models.base import Computation, ImageModelConfig, Transformer, described
-from crate_jax.models.layers import MSSA, Layer, Tokens, layer_norm
+from crate_jax.models.layers import MSSA, Layer, Tokens
 from crate_jax.models.linear import kaiming_uniform, linear
+from crate_jax.models.norm import LayerNorm
 from crate_jax.models.patches import patchify
 
 
@@ -98,7 +99,7 @@ class CrateAlpha(Transformer[CrateAlphaConfig]):
         self.cls_token = nnx.Param(1e-6 * jax.random.normal(rngs.params(), (1, 1, c.dim)))
         self.positions = nnx.Param(normal(rngs.params(), (1, 1 + c.patches, c.dim)))
         self.layers = nnx.List([self._layer(rngs, normal) for _ in range(c.depth)])
-        self.head_norm = layer_norm(c.dim, c.head_epsilon, rngs) if c.classes else None
+        self.head_norm = LayerNorm(c.dim, c.head_epsilon) if c.classes else None
         self.head = (
             linear(c.dim, c.classes, rngs=rngs, dtype=dtype, kernel_init=normal, bias_init=zeros)
             if c.classes
@@ -126,7 +127,7 @@ class CrateAlpha(Transformer[CrateAlphaConfig]):
             dtype=dtype,
             ratio=c.overcomplete,
         )
-        return Layer(attention, operator, dim=c.dim, epsilon=c.epsilon, skip=True, rngs=rngs)
+        return Layer(attention, operator, dim=c.dim, epsilon=c.epsilon, skip=True)
 
     def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
         """[b, h, w, 3] -> patch tokens [b, n, d]."""

@@ -23,9 +23,9 @@ from crate_jax.models.layers import (
     Heads,
     Layer,
     Tokens,
-    layer_norm,
 )
 from crate_jax.models.linear import LinearOptions, kaiming_uniform, linear
+from crate_jax.models.norm import LayerNorm
 from crate_jax.models.patches import patch_grid, patchify
 from crate_jax.models.positions import sincos_positions
 
@@ -75,11 +75,11 @@ class DecoderLayer(nnx.Module):
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
     ):
-        self.operator_norm = layer_norm(dim, epsilon, rngs)
+        self.operator_norm = LayerNorm(dim, epsilon)
         self.operator = linear(
             dim, dim, rngs=rngs, dtype=dtype, bias=False, kernel_init=kaiming_uniform
         )
-        self.attention_norm = layer_norm(dim, epsilon, rngs)
+        self.attention_norm = LayerNorm(dim, epsilon)
         self.attention = attention
 
     def __call__(self, z: Tokens) -> tuple[Tokens, Heads, Heads]:
@@ -131,16 +131,15 @@ class CrateMAE(Transformer[CrateMAEConfig]):
                 dim=c.dim,
                 epsilon=c.epsilon,
                 skip=False,
-                rngs=rngs,
             )
 
         def decoder_layer() -> DecoderLayer:
             return DecoderLayer(attention(), dim=c.dim, epsilon=c.epsilon, rngs=rngs, dtype=dtype)
 
         self.layers = nnx.List([layer() for _ in range(c.depth)])
-        self.norm = layer_norm(c.dim, c.norm_epsilon, rngs)
+        self.norm = LayerNorm(c.dim, c.norm_epsilon)
         self.decoder = nnx.List([decoder_layer() for _ in range(c.decoder_depth)])
-        self.decoder_norm = layer_norm(c.dim, c.norm_epsilon, rngs)
+        self.decoder_norm = LayerNorm(c.dim, c.norm_epsilon)
         self.decoder_head = linear(c.dim, patch_dim, rngs=rngs, **xavier)
 
     def __call__(

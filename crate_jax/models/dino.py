@@ -23,8 +23,9 @@ from crate_jax.models.base import (
     described,
     insert_registers,
 )
-from crate_jax.models.layers import Tokens, layer_norm
+from crate_jax.models.layers import Tokens
 from crate_jax.models.linear import LinearOptions, linear
+from crate_jax.models.norm import LayerNorm
 from crate_jax.models.patches import patch_grid, patchify
 from crate_jax.models.vit import FFN, MHSA, OPERATORS, ScaledLayer, ViTConfig
 
@@ -165,8 +166,8 @@ class DinoV3(Transformer[DinoV3Config]):
             self.registers = nnx.Param(normal(rngs.params(), (1, c.registers, c.dim)))
         self.periods = nnx.Param(periods(c.head_dim, c.rope_base))
         self.layers = nnx.List([self._layer(rngs, init) for _ in range(c.depth)])
-        self.norm = layer_norm(c.dim, c.epsilon, rngs)
-        self.cls_norm = layer_norm(c.dim, c.epsilon, rngs) if c.cls_norm else None
+        self.norm = LayerNorm(c.dim, c.epsilon)
+        self.cls_norm = LayerNorm(c.dim, c.epsilon) if c.cls_norm else None
         self.head = linear(c.dim, c.classes, rngs=rngs, **init) if c.classes else None
 
     def _layer(self, rngs: nnx.Rngs, init: LinearOptions) -> ScaledLayer:
@@ -176,7 +177,7 @@ class DinoV3(Transformer[DinoV3Config]):
         else:
             attention = MHSA(c.dim, c.heads, c.head_dim, rngs=rngs, qkv_bias=False, **init)
         operator = OPERATORS[c.ffn](c.dim, rngs=rngs, ratio=c.mlp_ratio, **init)
-        return ScaledLayer(attention, operator, dim=c.dim, epsilon=c.epsilon, rngs=rngs)
+        return ScaledLayer(attention, operator, dim=c.dim, epsilon=c.epsilon)
 
     def __call__(
         self, images: Float[ArrayLike, "b h w 3"], capture: Capture = False

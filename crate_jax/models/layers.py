@@ -16,16 +16,10 @@ from jaxtyping import Array, Float
 
 from crate_jax.models.backends import Backend, Heads, attend
 from crate_jax.models.linear import LinearOptions, kaiming_uniform, linear
+from crate_jax.models.norm import LayerNorm
 
 Tokens = Float[Array, "b tokens d"]
 AttentionOperator = Callable[[Tokens], tuple[Tokens, Heads, Heads]]
-
-
-def layer_norm(dim: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm in float32, with the variance taken around the mean (not E[x^2] - E[x]^2)."""
-    return nnx.LayerNorm(
-        dim, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, rngs=rngs
-    )
 
 
 class MSSA(nnx.Module):
@@ -116,11 +110,10 @@ class Layer(nnx.Module):
         dim: int,
         epsilon: float,
         skip: bool,
-        rngs: nnx.Rngs,
     ):
-        self.attention_norm = layer_norm(dim, epsilon, rngs)
+        self.attention_norm = LayerNorm(dim, epsilon)
         self.attention = attention
-        self.operator_norm = layer_norm(dim, epsilon, rngs)
+        self.operator_norm = LayerNorm(dim, epsilon)
         self.operator = operator
         self.skip = skip
 

@@ -19,8 +19,9 @@ from jaxtyping import Array, Float
 from crate_jax.models import pooling
 from crate_jax.models.backends import Backend, Heads, attend
 from crate_jax.models.base import Computation, ImageModelConfig, Transformer, described
-from crate_jax.models.layers import Layer, Tokens, layer_norm
+from crate_jax.models.layers import Layer, Tokens
 from crate_jax.models.linear import LinearOptions, linear
+from crate_jax.models.norm import LayerNorm
 from crate_jax.models.patches import patchify
 
 FFN = Literal["mlp", "swiglu"]
@@ -84,8 +85,10 @@ class MHSA(nnx.Module):
 
         `rotate` turns query and key by their positions; both are returned as they were used.
         """
-        split = self.project(x).reshape(*x.shape[:2], 3, self.heads, self.head_dim)
-        query, key, value = jnp.moveaxis(split, 2, 0)
+        query, key, value = (
+            part.reshape(*x.shape[:2], self.heads, self.head_dim)
+            for part in jnp.split(self.project(x), 3, axis=-1)
+        )
         if rotate is not None:
             query, key = rotate(query), rotate(key)
         update = attend(query, key, value, self.backend)
@@ -155,9 +158,8 @@ class ScaledLayer(Layer):
         *,
         dim: int,
         epsilon: float,
-        rngs: nnx.Rngs,
     ):
-        super().__init__(attention, operator, dim=dim, epsilon=epsilon, skip=True, rngs=rngs)
+        super().__init__(attention, operator, dim=dim, epsilon=epsilon, skip=True)
         self.attention_scale = nnx.Param(jnp.full(dim, LAYER_SCALE))
         self.operator_scale = nnx.Param(jnp.full(dim, LAYER_SCALE))
 
@@ -198,7 +200,7 @@ class ViT(Transformer[ViTConfig]):
         if c.registers:
             self.registers = nnx.Param(normal(rngs.params(), (1, c.registers, c.dim)))
         self.layers = nnx.List([self._layer(rngs, init) for _ in range(c.depth)])
-        self.norm = layer_norm(c.dim, c.epsilon, rngs)
+        self.norm = LayerNorm(c.dim, c.epsilon)
         self.head = linear(c.features, c.classes, rngs=rngs, **init) if c.classes else None
 
     def _layer(self, rngs: nnx.Rngs, init: LinearOptions) -> Layer:
@@ -214,8 +216,8 @@ class ViT(Transformer[ViTConfig]):
         )
         operator = OPERATORS[c.ffn](c.dim, rngs=rngs, ratio=c.mlp_ratio, **init)
         if c.layer_scale:
-            return ScaledLayer(attention, operator, dim=c.dim, epsilon=c.epsilon, rngs=rngs)
-        return Layer(attention, operator, dim=c.dim, epsilon=c.epsilon, skip=True, rngs=rngs)
+            return ScaledLayer(attention, operator, dim=c.dim, epsilon=c.epsilon)
+        return Layer(attention, operator, dim=c.dim, epsilon=c.epsilon, skip=True)
 
     def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
         """[b, h, w, 3] -> patch tokens [b, n, d]."""
