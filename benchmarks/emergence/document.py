@@ -26,8 +26,8 @@ _NAMES = {
     "pointing": "pointing",
 }
 # Of what is compared, CRATE and ViT under other conditions: where the claim may not hold.
-_CONDITIONS = grid.COMPARISONS[3:8]
-_OPERATORS = (*grid.COMPARISONS[1:3], *grid.COMPARISONS[8:])
+_CONDITIONS = grid.COMPARISONS[3:9]
+_OPERATORS = (*grid.COMPARISONS[1:3], *grid.COMPARISONS[9:])
 
 
 def render(path: pathlib.Path, out: pathlib.Path | None) -> int:
@@ -83,7 +83,8 @@ def set_up(recipe: Mapping) -> str:
         f"batches of {c['batch_size']}; patches of {model['patch_size']} px, width {model['dim']}, "
         f"depth {model['depth']}, {model['heads']} heads in every network, since the best of heads "
         f"grows with their number. Muon for the matrices of the layers, AdamW at "
-        f"{optimizer['learning_rate']:g} for the rest. Parameters: CRATE {crate:,}; ViT {vit:,}, "
+        f"{optimizer['learning_rate']:g} for the rest, weight decay {optimizer['weight_decay']:g}. "
+        f"Parameters: CRATE {crate:,}; ViT {vit:,}, "
         f"{vit / crate:.1f} times as many; ViT of width {recipe['widths'][narrow]} "
         f"{parameters[narrow]:,}."
     )
@@ -357,7 +358,8 @@ def _sweeps(results: Results) -> Iterable[list[str]]:
             else f"{t['rate']:g}: {t['loss']:.3f} ({t['top1']:.3f})"
             for t in sweep["trials"]
         )
-        yield [condition.title, sweep["optimizer"], f"{sweep['rate']:g}", tried]
+        optimizer = grid.OPTIMIZERS[sweep["optimizer"]][0]
+        yield [condition.title, optimizer, f"{sweep['rate']:g}", tried]
 
 
 def _missing(results: Results) -> str:

@@ -28,7 +28,12 @@ NETWORKS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "crate-alpha": ("CRATE-alpha", {}),
 }
 POOLS = {"cls": "[CLS]", "mean": "mean pooling", "last_vit": "LaSt-ViT's pooling"}
-RATES = {"muon": "muon_learning_rate", "adamw": "learning_rate"}  # keys, by optimizer
+# Title, the key of the rate that is tried, and the keys in which the quick start's change.
+OPTIMIZERS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
+    "muon": ("Muon", "muon_learning_rate", {}),
+    "muon_light": ("a third of the weight decay", "muon_learning_rate", {"weight_decay": 0.05}),
+    "adamw": ("AdamW", "learning_rate", {"name": "adamw"}),
+}
 SWEEP_SEED = 1000  # of no run of the grid
 JUDGED_SEED = 1  # of the training scenes, never trained on, by which the sweep is judged
 GROUPS = 50  # of consecutive held-out scenes, whose means the bootstrap draws
@@ -42,7 +47,7 @@ class Condition:
         network: of `NETWORKS`.
         matching: "width", as wide and deep as CRATE; "parameters", as many of them as CRATE.
         pool: of `POOLS`.
-        optimizer: of `RATES`.
+        optimizer: of `OPTIMIZERS`.
     """
 
     network: str
@@ -64,7 +69,7 @@ class Condition:
         if self.pool != "cls":
             parts.append(POOLS[self.pool])
         if self.optimizer != "muon":
-            parts.append("AdamW")
+            parts.append(OPTIMIZERS[self.optimizer][0])
         return ", ".join(parts)
 
     @property
@@ -91,6 +96,8 @@ MAIN = (CRATE, VIT, Condition("crate-mlp"), Condition("crate-mhsa"))
 FURTHER = (
     Condition("crate", optimizer="adamw"),
     Condition("vit", optimizer="adamw"),
+    Condition("crate", optimizer="muon_light"),
+    Condition("vit", optimizer="muon_light"),
     Condition("vit", matching="parameters"),
     Condition("crate", pool="mean"),
     Condition("vit", pool="mean"),
@@ -99,16 +106,23 @@ FURTHER = (
     Condition("crate-sth"),
     Condition("crate-alpha"),
 )
+
+
+def _pair(**fields: str) -> tuple[Condition, Condition]:
+    return Condition("crate", **fields), Condition("vit", **fields)
+
+
 # What is compared, and with what; the first is the main comparison.
 COMPARISONS: tuple[tuple[str, Condition, Condition], ...] = (
     ("main comparison", CRATE, VIT),
     ("CRATE-MLP", Condition("crate-mlp"), VIT),
     ("CRATE-MHSA", Condition("crate-mhsa"), VIT),
     ("ViT with CRATE's number of parameters", CRATE, Condition("vit", matching="parameters")),
-    ("both with AdamW", FURTHER[0], FURTHER[1]),
-    ("both with mean pooling", FURTHER[3], FURTHER[4]),
-    ("both with LaSt-ViT's pooling", FURTHER[5], FURTHER[6]),
-    ("ViT alone with LaSt-ViT's pooling", CRATE, FURTHER[6]),
+    ("both with AdamW", *_pair(optimizer="adamw")),
+    ("both with a third of the weight decay", *_pair(optimizer="muon_light")),
+    ("both with mean pooling", *_pair(pool="mean")),
+    ("both with LaSt-ViT's pooling", *_pair(pool="last_vit")),
+    ("ViT alone with LaSt-ViT's pooling", CRATE, Condition("vit", pool="last_vit")),
     ("CRATE-sth", Condition("crate-sth"), VIT),
     ("CRATE-alpha", Condition("crate-alpha"), VIT),
 )
@@ -138,7 +152,7 @@ class Budget:
     further: tuple[Condition, ...] = FURTHER
     seeds: int = 5
     fewer: int = 3
-    images: int = 96_000
+    images: int = 64_000
     factors: tuple[float, ...] = (0.5, 1.0, 2.0)
     sweep_images: int = 16_000
     evaluations: int = 6
@@ -198,7 +212,7 @@ def runs(budget: Budget) -> Iterator[Run]:
 
 def rates(condition: Condition, budget: Budget) -> list[float]:
     """The peak rates that are tried: factors of the quick start's."""
-    rate = _quick_start(condition, budget).optimizer[RATES[condition.optimizer]]
+    rate = _quick_start(condition, budget).optimizer[OPTIMIZERS[condition.optimizer][1]]
     return [float(f"{factor * rate:.6g}") for factor in budget.factors]
 
 
@@ -273,8 +287,8 @@ def _config(run: Run, budget: Budget, rate: float, images: int) -> ml_collection
     c.data.scenes.held_out = str(HELD_OUT)
     c.data.scenes.val_length = c.evaluation.capture_images = budget.curve_images
     c.evaluation.batch_size = min(250, budget.curve_images)
-    c.optimizer.name = run.condition.optimizer
-    c.optimizer[RATES[run.condition.optimizer]] = rate
+    _, rate_key, changes = OPTIMIZERS[run.condition.optimizer]
+    c.optimizer.update({**changes, rate_key: rate})
     c.keep_checkpoints = 1
     c.report = c.tensorboard = False
     return c

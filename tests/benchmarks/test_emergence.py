@@ -21,7 +21,7 @@ def test_main_networks_come_first_seed_by_seed():
     networks = [run.condition.network for run in runs]
     assert networks[:8] == 2 * ["crate", "vit", "crate-mlp", "crate-mhsa"]
     assert [run.seed for run in runs[:20]] == [seed for seed in range(5) for _ in range(4)]
-    assert len({run.name for run in runs}) == len(runs) == 20 + 3 * 9
+    assert len({run.name for run in runs}) == len(runs) == 20 + 3 * 11
     compared = {condition for _, *pair in grid.COMPARISONS for condition in pair}
     assert compared == {run.condition for run in runs}
 
@@ -42,7 +42,7 @@ def test_every_run_is_a_config_of_the_same_recipe(budget):
             "optimizer.name",
             "optimizer.learning_rate",
             "optimizer.muon_learning_rate",
-        }
+        } | ({"optimizer.weight_decay"} if condition.optimizer == "muon_light" else set())
         same = ["image_size", "patch_size", "depth", "heads", "classes"]
         same += ["dim"] * (condition.matching == "width")
         assert all(values[f"model.{name}"] == reference[f"model.{name}"] for name in same)

@@ -148,7 +148,7 @@ def test_text_of_a_whole_grid():
     results = made_up(grid.runs(CPU))
     text = document.text(results)
     assert text.startswith("**The claim holds** on these scenes: D = +0.1")
-    assert "All 47 runs are done." in text
+    assert "All 53 runs are done." in text
     assert "It does with: IoU, area rule (+0.1" in words(text)
     assert "Other operators, less the ViT: CRATE-MLP" in words(text)
     assert "nan" not in text
@@ -163,7 +163,7 @@ def test_text_of_part_of_a_grid_says_what_is_missing():
     runs = list(grid.runs(CPU))
     text = words(document.text(made_up(runs[:8])))
     assert "So far, with 2 seeds of each." in text
-    assert "Not run yet: 39 of 47 runs, 11.1 hours" in text
+    assert "Not run yet: 45 of 53 runs, 8.9 hours" in text
     assert "ViT, AdamW (seed 0, 1, 2)" in text
     assert "The main comparison needs two seeds" in words(document.text(made_up(runs[:1])))
 
