@@ -1,6 +1,7 @@
 """Where metrics go: metrics.jsonl, TensorBoard, Weights & Biases."""
 
 import contextlib
+import datetime
 import hashlib
 import json
 import logging
@@ -8,13 +9,13 @@ import math
 import os
 import pathlib
 import re
-import threading
+import socket
+import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from crate_jax import files
 
-_PATIENCE = 5.0  # seconds that closing TensorBoard's files may take
 # Lines hold times under this prefix and nowhere else: everything else is reproducible.
 TIME = "time/"
 # Of the measures of emergence, hundreds a line, boards have the published one and its controls.
@@ -62,6 +63,17 @@ class MetricsFile:
             with _naming(self.path):
                 os.fsync(self._file.fileno())
 
+    def expect(self, count: int) -> None:
+        """Warns where fewer lines are there than when the checkpoint was saved."""
+        if len(self.lines) < count:
+            logging.warning(
+                "%s: expected the %d lines that were there at the last checkpoint, got %d; the run "
+                "goes on, and its curves lack the others: restore them from a backup",
+                self.path,
+                count,
+                len(self.lines),
+            )
+
     def has(self, step: int, name: str) -> bool:
         """Whether a line of this step holds this metric."""
         return any(entry["step"] == step and name in entry for entry in self.lines)
@@ -89,38 +101,53 @@ def is_charted(name: str) -> bool:
 
 
 class TensorBoard:
-    """The same metrics as TensorBoard events, through tensorboardX.
+    """The same metrics as TensorBoard events, which tensorboardX describes.
+
+    They are written here: its own writer is a thread that dies of a full disk without a word, and
+    whoever logs then waits for its queue for ever.
 
     Args:
         directory: of the event files.
         resume_step: events of later steps are hidden.
         enabled: False writes nothing.
+
+    Raises:
+        OSError: where they cannot be written.
     """
 
     def __init__(self, directory: pathlib.Path, resume_step: int, enabled: bool):
-        self._directory, self._writer = directory, None
+        self._directory, self._file = directory, None
         if enabled:
-            from tensorboardX import SummaryWriter
-
-            purge = resume_step + 1 if resume_step else None
-            self._writer = SummaryWriter(str(directory), purge_step=purge)
+            now = datetime.datetime.now()
+            name = f"events.out.tfevents.{now.timestamp():.0f}.{socket.gethostname()}"
+            directory.mkdir(parents=True, exist_ok=True)
+            self._file = (directory / name).open("ab")
+            self._add(file_version="brain.Event:2")
+            if resume_step:
+                self._add(step=resume_step + 1, session_log={"status": "START"})
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One scalar a metric."""
-        if self._writer:
-            with _naming(self._directory):
-                for name, value in values.items():
-                    self._writer.add_scalar(name, float(value), step)
+        if self._file:
+            scalars = [{"tag": name, "simple_value": float(x)} for name, x in values.items()]
+            self._add(step=step, summary={"value": scalars})
+
+    def _add(self, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.record_writer import masked_crc32c
+
+        event = Event(wall_time=datetime.datetime.now().timestamp(), **content).SerializeToString()
+        length = struct.pack("<Q", len(event))
+        sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, event)]
+        with _naming(self._directory):
+            self._file.write(length + sums[0] + event + sums[1])
+            self._file.flush()
 
     def close(self) -> None:
-        """Flushes and closes the files; a warning where that fails: metrics.jsonl has it all."""
-        if self._writer:
-            # Where tensorboardX's own thread has died of a full disk, closing waits for ever.
-            closing = threading.Thread(target=self._writer.close, daemon=True)
-            closing.start()
-            closing.join(_PATIENCE)
-            if closing.is_alive():
-                logging.warning("%s is not complete: it cannot be written", self._directory)
+        """Closes the file; what could not be written of it was an error before."""
+        if self._file:
+            with contextlib.suppress(OSError):
+                self._file.close()
 
 
 class WeightsAndBiases:

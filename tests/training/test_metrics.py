@@ -1,5 +1,7 @@
 import json
 import math
+import resource
+import struct
 
 import pytest
 
@@ -57,3 +59,48 @@ def test_boards_have_what_a_chart_is_for():
         *("val/cls_iou/area/best/layer01", "val/cls_auroc/best/layer01"),
     ]
     assert [name for name in names + others if metrics.is_charted(name)] == names
+
+
+def events_of(directory):
+    """Of all event files, in order: records of a length, its sum, an event and its sum."""
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    found = []
+    for path in sorted(directory.iterdir()):
+        content, at = path.read_bytes(), 0
+        while at < len(content):
+            (length,) = struct.unpack_from("<Q", content, at)
+            found.append(event_pb2.Event.FromString(content[at + 12 : at + 12 + length]))
+            at += length + 16
+    return found
+
+
+def test_boards_files_hold_the_metrics_and_hide_what_is_repeated(tmp_path):
+    board = metrics.TensorBoard(tmp_path / "a", 4, True)
+    board.write(5, {"train/loss": 0.5, "val/top1": math.nan})
+    version, start, event = events_of(tmp_path / "a")  # before it is closed
+    board.close()
+    assert version.file_version == "brain.Event:2"
+    assert (start.step, start.session_log.status) == (5, start.session_log.START)
+    assert event.step == 5
+    assert event.wall_time > 1.7e9
+    loss, top1 = event.summary.value
+    assert (loss.tag, loss.simple_value, top1.tag) == ("train/loss", 0.5, "val/top1")
+    assert math.isnan(top1.simple_value)
+
+
+def test_boards_files_that_cannot_be_written_are_an_error_at_once(tmp_path):
+    """tensorboardX's thread died of it, and its queue was then waited for without an end."""
+    board = metrics.TensorBoard(tmp_path / "board", 0, True)
+
+    def write_on():
+        for step in range(100):
+            board.write(step, {"train/loss": 1.0})
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**10, before[1]))
+    try:
+        with pytest.raises(OSError, match="board cannot be written: File too large"):
+            write_on()
+        board.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
