@@ -144,6 +144,8 @@ def _train(
         batches.set_state(restored.input)
         say(f"resumed  after step {start} of {plan.total}")
     metrics_file = metrics.MetricsFile(directory / "metrics.jsonl", start, writer)
+    if restored is not None and writer:
+        metrics_file.expect(restored.metadata.get("lines", 0))
     boards = (
         metrics.TensorBoard(directory / "tensorboard", start, writer and config.tensorboard),
         metrics.WeightsAndBiases(config.wandb, directory, plain(config), writer),
@@ -178,7 +180,11 @@ def _train(
             lock.check()
         metrics_file.sync()
         inputs.share_skipped(batches, data.train)
-        metadata = {"step": step, "class_names": list(data.train.class_names)}
+        metadata = {
+            "step": step,
+            "class_names": list(data.train.class_names),
+            "lines": len(metrics_file.lines),
+        }
         checkpoints.save(step, params, training, batches.get_state(), metadata)
 
     def settle(step: int, params: Any, training: Any) -> None:

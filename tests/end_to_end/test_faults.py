@@ -211,6 +211,24 @@ def test_a_process_ends_soon_with_our_line_or_goes_on(images, tmp_path, fault):
     assert process.stderr.read() == ""
 
 
+@pytest.mark.parametrize("kept", [0, 5])
+def test_lost_lines_are_said_and_the_run_goes_on(images, unharmed, tmp_path, caplog, kept):
+    workdir = shutil.copytree(unharmed, tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    path = workdir / "metrics.jsonl"
+    before = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= 8]
+    assert loop.train(pictures.config(images, STEPS), workdir) == 0
+    assert "lines that were there" not in caplog.text
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    path.write_text("".join(f"{line}\n" for line in before[:kept]))
+    assert loop.train(pictures.config(images, STEPS), workdir) == 0
+    assert (
+        f"metrics.jsonl: expected the 8 lines that were there at the last checkpoint, got {kept}"
+        in caplog.text
+    )
+    assert max(runs.losses(workdir)) == STEPS
+
+
 def largest_file(directory):
     return max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
