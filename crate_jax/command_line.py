@@ -19,7 +19,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from crate_jax import checks
+from crate_jax import checks, limits
 from crate_jax._version import __version__
 from crate_jax.checks import Key
 
@@ -73,26 +73,32 @@ def parse(parser: argparse.ArgumentParser, argv: Iterable[str] | None = None) ->
 
 
 def run(
-    command: Callable[[], int], *faults: type[Exception], stopped: str = "stopped by Ctrl-C"
+    command: Callable[[], int],
+    *faults: type[Exception],
+    stopped: str = "stopped by Ctrl-C",
+    computes: bool = True,
 ) -> int:
     """The exit status of a command, which ends without a traceback by what a user can do.
 
     An error in what it was given or found: one line on stderr and status 2, or the error's
     `exit_status`. Ctrl-C: one line and 130. A reader of the output that has gone (`| head -1`):
-    nothing and 141, as of other programs. No memory left: one line and 2. Any other error is a
-    fault of ours and goes on.
+    nothing and 141, as of other programs. No memory left, or no thread granted: one line and 2. Any
+    other error is a fault of ours and goes on.
 
     Args:
         command: does the work and returns its status.
         *faults: errors of a user's besides ValueError, OSError, ImportError and FloatingPointError
             (weights that give no numbers).
         stopped: said after Ctrl-C.
+        computes: whether it will start JAX here, which needs room for threads.
     """
     pressed: list[int] = []
     _open_streams()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")  # of ours, as they are
     try:
         with _listening(pressed):
+            if computes:
+                limits.for_computing()
             status = command()
             sys.stdout.flush()
             return status
@@ -102,13 +108,13 @@ def run(
             return 130
         if isinstance(error, BrokenPipeError) and _reader_gone():
             return 141
-        no_memory = _of_memory(error)
+        exhausted = _of_machine(error)
         users = (ValueError, OSError, ImportError, FloatingPointError, *faults)
-        if not no_memory and not isinstance(error, users):
+        if not exhausted and not isinstance(error, users):
             raise
         logging.debug("", exc_info=True)
         with contextlib.suppress(OSError):  # what cannot be said changes no status
-            print(f"error: {no_memory or error}", file=sys.stderr, flush=True)
+            print(f"error: {exhausted or error}", file=sys.stderr, flush=True)
         return getattr(error, "exit_status", 2)
     finally:
         _reader_gone()
@@ -124,12 +130,14 @@ def _open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _of_memory(error: BaseException) -> str | None:
-    """What is said where the host's memory or a device's is used up; None of another error."""
+def _of_machine(error: BaseException) -> str | None:
+    """What is said where memory, a device's too, or threads are used up; None of another error."""
     lines = str(error).splitlines() or [""]
     of_jax = type(error).__name__ == "JaxRuntimeError"
     if isinstance(error, MemoryError) or (of_jax and _NO_MEMORY.search(lines[0])):
         return f"out of memory ({lines[0] or 'of the host'}); make the batch or the images smaller"
+    if isinstance(error, RuntimeError) and "can't start new thread" in lines[0]:
+        return f"{lines[0]}; {limits.MORE_PROCESSES}"
     return None
 
 

@@ -426,7 +426,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--json", action="store_true", help="print JSON")
     add("--quick", action="store_true", help="leave the devices alone: no JAX is started")
     add("--timeout", type=float, default=180, help="seconds for the devices (default 180)")
-    return command_line.run(functools.partial(_report, command_line.parse(parser, argv)))
+    work = functools.partial(_report, command_line.parse(parser, argv))
+    return command_line.run(work, computes=False)
 
 
 def _report(args: argparse.Namespace) -> int:

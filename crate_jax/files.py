@@ -207,9 +207,9 @@ class Lock(contextlib.AbstractContextManager):
         self._over.clear()
         try:
             threading.Thread(target=self._beat, name="lock", daemon=True).start()
-        except RuntimeError as error:
+        except RuntimeError:  # the system grants no thread
             self.__exit__()
-            raise OSError(f"{error}; allow more processes (ulimit -u)") from error
+            raise
         return self
 
     def __exit__(self, *raised: object) -> None:

@@ -4,7 +4,6 @@ Batches have one fixed shape. A compiled program computes each row of a batch fr
 so an image's result depends on its place in the batch and on nothing else.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -335,22 +334,6 @@ def free_host_memory() -> int | None:
         return int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return None
-
-
-@contextlib.contextmanager
-def threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that read and write beside the network's work.
-
-    Raises:
-        OSError: the system grants no more.
-    """
-    try:
-        with ThreadPoolExecutor(count) as pool:
-            yield pool
-    except RuntimeError as error:
-        if "new thread" not in str(error):
-            raise
-        raise OSError(f"{error}; allow more processes (ulimit -u)") from error
 
 
 def read_ahead(

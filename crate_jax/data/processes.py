@@ -5,7 +5,6 @@ import ctypes
 import errno
 import multiprocessing
 import os
-import pathlib
 import resource
 import signal
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 
 import cv2
 
+from crate_jax import limits
 from crate_jax.data import shared_batches
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
@@ -40,47 +40,11 @@ def make_room(workers: int) -> None:
     Raises:
         ValueError: a limit that cannot be raised is too low; says how many processes it allows.
     """
-    _make_room(
-        workers,
-        "open files (ulimit -n)",
-        resource.RLIMIT_NOFILE,
-        used=len(os.listdir("/dev/fd")) + _SPARE_DESCRIPTORS,
-        each=_DESCRIPTORS,
-    )
-    if os.geteuid() != 0:  # whom the limit does not bind
-        _make_room(
-            workers,
-            "processes (ulimit -u)",
-            resource.RLIMIT_NPROC,
-            used=_own_threads(),
-            each=_THREADS + min(os.cpu_count() or 1, 64),
-        )
-
-
-def _make_room(workers: int, what: str, kind: int, used: int, each: int) -> None:
-    soft, hard = (
-        sys.maxsize if limit == resource.RLIM_INFINITY else limit
-        for limit in resource.getrlimit(kind)
-    )
-    needed = used + workers * each
-    if soft >= needed:
-        return
-    if hard < needed:
-        raise ValueError(
-            f"config.data.workers: expected a limit of {needed:,} {what} for {workers} workers, "
-            f"got {hard:,}; raise it, or take {max(0, hard - used) // each} workers"
-        )
-    resource.setrlimit(kind, (needed, resource.getrlimit(kind)[1]))
-
-
-def _own_threads() -> int:
-    """Threads of all processes of this user that can be seen; 0 where the system does not tell."""
-    total = 0
-    for process in pathlib.Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it may end meanwhile
-            if process.stat().st_uid == os.getuid():
-                total += len(os.listdir(process / "task"))
-    return total
+    whose, remedy = f"{workers} workers", "raise it, or lower config.data.workers"
+    used, needed = len(os.listdir("/dev/fd")) + _SPARE_DESCRIPTORS, workers * _DESCRIPTORS
+    limits.make_room(resource.RLIMIT_NOFILE, "open files (ulimit -n)", used, needed, whose, remedy)
+    threads = workers * (_THREADS + min(os.cpu_count() or 1, 64))
+    limits.make_room_for_threads(threads, whose, remedy)
 
 
 @contextlib.contextmanager

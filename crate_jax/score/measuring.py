@@ -6,6 +6,7 @@ import functools
 import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -155,7 +156,7 @@ class Measurer:
             self.say(f"{label:<9} {before} of {len(names)} measured before")
         progress = Progress(label, len(names) - before, self.say)
         whole, params = self.protocol.nothing(), None if network is None else network.params
-        with inference.threads(2) as pool:
+        with ThreadPoolExecutor(2) as pool:
             reading = inference.read_ahead(
                 pool,
                 functools.partial(self._read, noisy=noisy),

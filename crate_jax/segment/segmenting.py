@@ -10,7 +10,7 @@ import io
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -157,7 +157,7 @@ class _Run:
         progress = Progress("segment", todo, self.say)
         failed = 0
         # More readers would help little, and each may hold an image of 100 megapixels.
-        with inference.threads(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             writing: list[Future] = []
             for batch, loaded in inference.read_ahead(pool, self._read, unfinished):
                 found = self._compute(batches, loaded)

@@ -6,6 +6,7 @@ import resource
 
 import pytest
 
+from crate_jax import limits as system_limits
 from crate_jax.data import processes
 
 
@@ -19,7 +20,7 @@ def limits(monkeypatch, soft, hard):
 
 def test_too_few_descriptors_are_said_before_any_process_starts(monkeypatch):
     limits(monkeypatch, 64, 64)
-    with pytest.raises(ValueError, match=r"workers: .* open files \(ulimit -n\) for 4 .* got 64; "):
+    with pytest.raises(ValueError, match=r"open files .*for 4 workers, got 64; .*lower .*workers"):
         processes.make_room(4)
 
 
@@ -27,8 +28,8 @@ def test_too_few_processes_are_said_before_any_starts(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(os, "listdir", lambda path: [])  # no descriptors in use
     limits(monkeypatch, 200, 200)
-    monkeypatch.setattr(processes, "_own_threads", lambda: 195)
-    with pytest.raises(ValueError, match=r"processes \(ulimit -u\) for 2 .* or take 0 workers"):
+    monkeypatch.setattr(system_limits, "own_threads", lambda: 195)
+    with pytest.raises(ValueError, match=r"-u\): .*195 in use and .* 2 workers, got 200"):
         processes.make_room(2)
 
 
@@ -42,7 +43,7 @@ def test_soft_limit_is_raised_where_the_hard_one_allows(monkeypatch):
 
 
 def test_own_threads_are_counted():
-    assert processes._own_threads() >= 1
+    assert system_limits.own_threads() >= 1
 
 
 @pytest.mark.parametrize(

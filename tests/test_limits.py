@@ -1,0 +1,36 @@
+"""Where the system allows too few threads, a command says so before XLA aborts."""
+
+import os
+import resource
+
+import pytest
+
+from crate_jax import command_line, limits
+
+
+@pytest.mark.parametrize(("allowed", "status"), [(20, 2), (4096, 0)])
+def test_a_command_that_computes_asks_for_its_threads_first(monkeypatch, capsys, allowed, status):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(limits, "own_threads", lambda: 3)
+    monkeypatch.setattr(limits, "_cores", lambda: 2)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (10, allowed))
+    raised = []
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, pair: raised.append(pair))
+    worked = []
+    work = lambda: worked.append(1) or 0  # noqa: E731
+    assert command_line.run(work) == status
+    assert command_line.run(work, computes=False) == 0
+    if status:
+        assert (worked, raised) == ([1], [])
+        assert capsys.readouterr().err == (
+            "error: processes (ulimit -u): expected a limit of at least 29, 3 in use and 26 for "
+            "this command, got 20; raise it, or end other processes\n"
+        )
+    else:
+        assert (worked, raised) == ([1, 1], [(29, 4096)])
+
+
+def test_root_is_not_bound(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1, 1))
+    limits.for_computing()
