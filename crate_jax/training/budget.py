@@ -8,10 +8,13 @@ import ml_collections
 from crate_jax.models import variants
 from crate_jax.models.base import ImageModelConfig
 from crate_jax.progress import duration_text
-from crate_jax.training import throughput
+from crate_jax.training import throughput, topology
 from crate_jax.training.console import say
 
 MOST_LAYERS = 1000
+# Batches that one worker may hold: 7 in shared memory and the rows of one (slopes of 6.84 and 0.98,
+# batches of 64 to 1,024 images of 224 px). The thread of `workers=0`: 5 (4.4). And a worker itself.
+_HELD, _HELD_BY_THREAD, _WORKER = 8, 5, 0.11e9
 # Of tracing and compiling training and evaluation, on one core; layers are unrolled.
 SECONDS_A_LAYER = 1.0
 
@@ -59,6 +62,39 @@ def check(config: ml_collections.ConfigDict, model: ImageModelConfig, mesh: jax.
     if layers * SECONDS_A_LAYER > 60:
         seconds = duration_text(layers * SECONDS_A_LAYER)
         say(f"building  {layers} layers: tracing and compiling takes about {seconds}")
+
+
+def loader_line(
+    config: ml_collections.ConfigDict, held_out: int, mesh: jax.sharding.Mesh, training: bool = True
+) -> str:
+    """What batches made ahead will take of the host's memory, in one line.
+
+    They are all there as soon as the devices are slower than the input, as while compiling.
+
+    Args:
+        config: resolved.
+        held_out: how many images are evaluated.
+        mesh: the devices; where these are not there, the host is not either, and not compared.
+        training: whether training batches are made too.
+
+    Raises:
+        ValueError: that is more than the host has.
+    """
+    workers = config.data.workers
+    most = workers * _HELD or _HELD_BY_THREAD
+    size = config.evaluation.batch_size
+    batches = [(size, min(most, -(-held_out // size)))]
+    if training:
+        batches.append((config.batch_size, most))
+    image = 3 * config.data.image_size**2 / jax.process_count()
+    need = sum(size * count * image + workers * _WORKER for size, count in batches)
+    what = f"{sum(count for _, count in batches)} batches ahead in " + (
+        f"{workers} workers" if workers else "a thread"
+    )
+    if not topology.absent(mesh):
+        remedy = "fewer data.workers, or a smaller batch_size or evaluation.batch_size"
+        _expect(need, host_memory(), "the host", f"{what}; {remedy}")
+    return f"loader    up to {_gigabytes(need)} of the host for {what}"
 
 
 def _expect(need: float, there: float, where: str, what: str) -> None:

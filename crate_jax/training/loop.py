@@ -110,6 +110,7 @@ def _train(
     )
     plan = durations(config, len(data.train))
     say(inputs.data_line(data, plan, config.batch_size))
+    say(budget.loader_line(config, len(data.val), mesh))
 
     # ---- Model and optimizer: shapes first ------------------------------------------------------
     rate = optim.schedule(config.optimizer, plan.warmup, plan.total)
@@ -300,6 +301,7 @@ def evaluate(config: ml_collections.ConfigDict, directory: str | pathlib.Path) -
                 + "\n  ".join(changes)
             )
     distributed.check_equal(config=plain(config), held_out_images=len(data.val), step=step)
+    say(budget.loader_line(config, len(data.val), mesh, training=False))
     attention = program.choose_attention(config, model_config, mesh)
     computation = program.computation(config, attention, mesh)
     definition, _ = base.split(variants.abstract(model_config, **computation))

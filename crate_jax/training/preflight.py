@@ -3,15 +3,18 @@
 With `--topology` for hardware that is not there: the same programs, by that hardware's compiler.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import ml_collections
 from clu import parameter_overview
 
 from crate_jax.config import Durations
 from crate_jax.convert import run_directory
+from crate_jax.data import processes
 from crate_jax.training import budget, evaluation, inputs, sharding, throughput, topology
 from crate_jax.training.console import say
 from crate_jax.training.program import Program
@@ -47,6 +50,11 @@ def check(
     say(parameter_overview.get_parameter_overview(program.shapes[0], include_stats=False))
     split = sharding.batch_sharding(setting.mesh)
     data, config = setting.data, setting.config
+    processes.make_room(config.data.workers)
+    # One of the workers: the batches that all of them make ahead would take minutes.
+    reading = ml_collections.ConfigDict(config)
+    reading.data.workers = min(1, config.data.workers)
+    data = dataclasses.replace(data, config=reading)
     with data.batches() as batches:
         batch = next(batches)
     say(f"read      a training batch of {_shape(batch['image'])}")

@@ -103,6 +103,7 @@ def test_dry_run_tries_everything_and_writes_nothing(images, tmp_path, capsys):
         "mesh data 1 x fsdp 1",
         "a training batch of 8 x 32 x 32 x 3",
         "a held-out batch of 8 x 32 x 32 x 3",
+        "loader    up to",
         "compiled  the training step and the evaluation",
         "6, of which 1 warm-up; 3.0 an epoch",
         "GiB a device",

@@ -46,6 +46,27 @@ def test_what_no_machine_has_is_refused_within_seconds(changes, message, monkeyp
     assert time.monotonic() - started < 20
 
 
+def loader(**changes):
+    c = config.load("imagenet_b")
+    c.update_from_flattened_dict(changes)
+    return budget.loader_line(config.resolve(c), 50_000, sharding.make_mesh())
+
+
+def test_batches_made_ahead_are_counted_before_workers_start(monkeypatch):
+    """imagenet_b on 24 GB: its workers took all of it."""
+    monkeypatch.setattr(budget, "host_memory", lambda: 24e9)
+    # 16 x 8 batches of 2,048 images of 224 px, and all 49 of 1,024 held-out images; 2 x 16 workers
+    need = 3 * 224**2 * (128 * 2048 + 49 * 1024) + 32 * 0.11e9
+    with pytest.raises(ValueError) as error:
+        loader()
+    assert f"expected at most 24.0 GB, got {need / 1e9:.1f} GB for 177 batches" in str(error.value)
+    assert "ahead in 16 workers; fewer data.workers, or" in str(error.value)
+    need = 3 * 224**2 * 5 * (2048 + 1024)
+    assert loader(**{"data.workers": 0}) == (
+        f"loader    up to {need / 1e9:.1f} GB of the host for 10 batches ahead in a thread"
+    )
+
+
 def test_long_compilations_are_announced(capsys):
     check(**{"model.decoder_depth": 100})
     assert "104 layers: tracing and compiling takes about 1:44" in capsys.readouterr().out
