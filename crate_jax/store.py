@@ -150,12 +150,18 @@ class Store(contextlib.AbstractContextManager):
 
     def _others_at_work(self) -> list[pathlib.Path]:
         """Locks of processes that divide the work otherwise: they might do what we do."""
-        same = {_lock_name((index + 1, self.share[1])) for index in range(self.share[1])}
-        return [p for p in self.out.glob(".lock*") if p.name not in same and _is_lock(p.name)]
+        ours = _shares(_lock_name(self.share))
+        found = [path for path in self.out.glob(".lock*") if _is_lock(path.name)]
+        return [path for path in found if _shares(path.name) != ours]
 
 
 def _lock_name(share: tuple[int, int]) -> str:
     return ".lock" if share == (1, 1) else f".lock-{share[0]}-of-{share[1]}"
+
+
+def _shares(lock_name: str) -> str:
+    """Into how many shares the work is divided by the process that holds a lock of this name."""
+    return lock_name.rpartition("-of-")[2]
 
 
 def _is_lock(name: str) -> bool:

@@ -32,3 +32,13 @@ def test_a_command_that_fails_before_its_first_result_binds_nobody(tmp_path):
         (store.out / "records").mkdir()
     with pytest.raises(ValueError, match="size: 32 -> 64"):
         Store(tmp_path, {"size": 64}).__enter__()
+
+
+def test_one_of_a_billion_shares_begins_at_once_and_knows_who_divides_otherwise(tmp_path):
+    many = 10**9
+    with Store(tmp_path, {"size": 32}, share=(1, many)):
+        with Store(tmp_path, {"size": 32}, share=(many, many)):
+            pass
+        for other in ((1, 1), (1, 2)):
+            with pytest.raises(ValueError, match="no other process at work there"):
+                Store(tmp_path, {"size": 32}, share=other).__enter__()

@@ -54,9 +54,11 @@ def _demo(args: argparse.Namespace) -> int:
     from crate_jax.convert import shipped
     from crate_jax.demo import page, seeing
     from crate_jax.export import tables
-    from crate_jax.files import write_atomically
+    from crate_jax.files import destination, write_atomically
 
     begin = time.monotonic()
+    for name in ("picture.png", "index.html"):
+        destination(args.out / name)  # what cannot be written is said before work
     network, run = inference.load(args.checkpoint), shipped.run_of(args.checkpoint)
     scenes = seeing.held_out(run["config"], args.scored)
     command_line.say(f"network   {network.config.family}, step {run['step']:,} of its run")

@@ -114,6 +114,14 @@ def test_a_file_without_its_run(run, tmp_path, capsys):
     assert "--with-run" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_written_is_said_before_work(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert demo([f"--out={tmp_path / 'file'}"]) == 2
+    said = capsys.readouterr()
+    assert "picture.png: expected a folder that can be written, got no folder" in said.err
+    assert said.out == ""  # no network was read
+
+
 def test_scenes_shown_are_the_first_of_the_split(run, scenes):
     """Whatever the length of the set."""
     options = json.loads((run / "config.json").read_text())["data"]
