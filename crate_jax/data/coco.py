@@ -46,6 +46,11 @@ class COCO:
             images = sorted(everything["images"], key=lambda image: image["id"])[:limit]
             chosen = {image["id"] for image in images}
             annotations = [a for a in everything["annotations"] if a["image_id"] in chosen]
+            kinds = {type(image["id"]) for image in everything["images"]}
+            odd = [a for a in everything["annotations"] if type(a["image_id"]) not in kinds]
+            if odd:  # it would belong to no image, and be left out
+                image = odd[0]["image_id"]
+                raise ValueError(f"an annotation of image {image!r}, an id of another type")
             self.names = [os.fspath(image["file_name"]) for image in images]
             self.ids = {image["file_name"]: image["id"] for image in images}
             self.sizes = {i["file_name"]: (int(i["height"]), int(i["width"])) for i in images}

@@ -67,3 +67,15 @@ def test_images_that_are_one_or_none(root, field, value):
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="expected a whole annotation file, got"):
         COCO(root)
+
+
+def test_annotations_whose_image_ids_are_of_another_type_are_not_left_out(root):
+    file = root / "annotations" / "instances_val2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"][1]["image_id"] = "139"
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"an annotation of image '139'"):
+        COCO(root)
+    content["annotations"][1]["image_id"] = 140  # of an image that is not listed: a part of a set
+    file.write_text(json.dumps(content))
+    assert len(COCO(root).annotations["annotations"]) == 2
