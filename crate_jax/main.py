@@ -129,12 +129,13 @@ def parse_flags(argv: list[str], required: tuple[str, ...]) -> list[str]:
     except (flags.Error, FileNotFoundError) as error:
         command = f"python -m crate_jax.{pathlib.Path(argv[0]).stem}"
         raise ValueError(f"{_short(str(error))}\nsee {command} --help") from error
-    except (AttributeError, KeyError) as error:
+    except (AttributeError, LookupError, TypeError) as error:
         origin = traceback.extract_tb(error.__traceback__)[-1].filename
         if "ml_collections" not in origin:
             raise  # a fault inside the config file: its traceback says where
         near = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', str(error.args[0]))
-        hint = f"{near[2]}, did you mean {near[1]}?" if near else f"({error.args[0]})"
+        given = " or ".join(x.partition("=")[0] for x in argv if re.match("--?config[.]", x))
+        hint = f"{near[2]}, did you mean {near[1]}?" if near else f"{given} ({error.args[0]})"
         raise ValueError(f"--config: unknown key {hint}") from error
 
 

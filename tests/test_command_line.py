@@ -104,6 +104,13 @@ def test_main_says_what_is_wrong_in_one_line(tmp_path):
         (["--config=configs/scenes_tiny.py", "--workdir="], "expected --workdir, got none"),
         (["--config=configs/scenes_tiny.py", "--workdir=x", "y"], "expected only flags, got y"),
         (["--confg=x", "--workdir=x"], "Did you mean: config"),
+        *(
+            (["--config=configs/scenes_tiny.py", "--workdir=x", f"{key}=3"], f"unknown key {key} (")
+            for key in (
+                *("--config.optimizer.name.x", "--config.data.name[0]", "--config.data[name]"),
+                *("--config.model.image_size[5]", "--config.model.image_size[x]"),
+            )
+        ),
         (["--config=configs/imagenet_q.py", "--workdir=x"], "expected one of t, s, b, l, got 'q'"),
         (["--config=configs/finetune.py:model=crate-b7", "--workdir=x"], "got 'crate-b7'"),
     ],
@@ -120,7 +127,7 @@ def test_flags_of_main_that_are_refused(arguments, said, monkeypatch):
             flags.FLAGS.unparse_flags()
     assert said in str(refused.value)
     assert "Traceback" not in str(refused.value)
-    assert "python -m crate_jax.main --help" in str(refused.value)
+    assert "python -m crate_jax.main --help" in str(refused.value) or "unknown key" in said
 
 
 def failing(error):

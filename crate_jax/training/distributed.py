@@ -8,6 +8,7 @@ operation, so such things are agreed upon here. With one process nothing here co
 import contextlib
 import hashlib
 import os
+import re
 import socket
 import sys
 import threading
@@ -69,6 +70,13 @@ def start(
     several = any(value is not None for value in given) or int(tasks) > 1
     if mode == "off" or (mode == "auto" and not several):
         return
+    port = re.fullmatch(
+        r".+:(\d{1,5})", "host:1" if coordinator_address is None else coordinator_address
+    )
+    if port is None or int(port[1]) > 65535:
+        raise ValueError(
+            f"--coordinator_address: expected HOST:PORT of process 0, got {coordinator_address!r}"
+        )
     # JAX ends the process by an abort when its own limit is over; ours comes first, with a message.
     watchdog = threading.Timer(timeout, _give_up, (timeout, process_id, coordinator_address))
     watchdog.daemon = True

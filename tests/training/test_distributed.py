@@ -133,3 +133,9 @@ def test_how_a_process_leaves(monkeypatch, error, status, patience):
     else:
         assert main.main(["main"]) == status
     assert timers == [(patience, os._exit, (status,))]
+
+
+@pytest.mark.parametrize("address", ["nowhere", "a:", "a:b", ":1", "a:65536", ""])
+def test_an_address_without_host_or_port_is_refused(address):
+    with pytest.raises(ValueError, match="coordinator_address: expected HOST:PORT of process 0"):
+        distributed.start("on", coordinator_address=address, num_processes=2, process_id=0)
