@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         print(command_line.shell_code() if args.completion else parser.format_help().rstrip())
         return 0
 
-    return command_line.run(work, computes=False)
+    return command_line.run(work, threads=0)
 
 
 if __name__ == "__main__":

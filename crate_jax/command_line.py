@@ -76,7 +76,7 @@ def run(
     command: Callable[[], int],
     *faults: type[Exception],
     stopped: str = "stopped by Ctrl-C",
-    computes: bool = True,
+    threads: int = limits.THREADS,
 ) -> int:
     """The exit status of a command, which ends without a traceback by what a user can do.
 
@@ -90,15 +90,15 @@ def run(
         *faults: errors of a user's besides ValueError, OSError, ImportError and FloatingPointError
             (weights that give no numbers).
         stopped: said after Ctrl-C.
-        computes: whether it will start JAX here, which needs room for threads.
+        threads: that it needs beside those a core (`limits.for_computing`); 0: starts no JAX here.
     """
     pressed: list[int] = []
     _open_streams()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")  # of ours, as they are
     try:
         with _listening(pressed):
-            if computes:
-                limits.for_computing()
+            if threads:
+                limits.for_computing(threads)
             status = command()
             sys.stdout.flush()
             return status

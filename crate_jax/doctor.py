@@ -427,7 +427,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--quick", action="store_true", help="leave the devices alone: no JAX is started")
     add("--timeout", type=float, default=180, help="seconds for the devices (default 180)")
     work = functools.partial(_report, command_line.parse(parser, argv))
-    return command_line.run(work, computes=False)
+    return command_line.run(work, threads=0)
 
 
 def _report(args: argparse.Namespace) -> int:

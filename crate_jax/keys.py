@@ -345,7 +345,7 @@ def main(argv: list[str] | None = None) -> int:
     names = parser.add_argument("prefix", nargs="?", default="", help="of the keys; default: all")
     names.completer = lambda prefix, **_: [key.name for key in known(prefix)]
     wanted = command_line.parse(parser, argv).prefix
-    return command_line.run(functools.partial(_print, wanted), computes=False)
+    return command_line.run(functools.partial(_print, wanted), threads=0)
 
 
 def _print(prefix: str) -> int:

@@ -6,18 +6,23 @@ import pathlib
 import resource
 import sys
 
+THREADS = 14  # of a command that computes, beside 8 a core
 MORE_PROCESSES = "allow more processes (ulimit -u)"
 
 
-def for_computing() -> None:
+def for_computing(threads: int) -> None:
     """Room for JAX's threads and ours; where the system refuses one to XLA, it aborts in C++.
 
-    On a CPU XLA starts 4 a core and 9 (counted from 1 to 16 cores), `segment` had 27 in all on two.
+    On a CPU XLA starts 4 a core and 9 (counted from 1 to 16 cores). In all `segment` had 18 on one
+    core and 27 on two, `score` 19 and 29, `main` with its checkpoints 36 and 42.
+
+    Args:
+        threads: beside 8 a core.
 
     Raises:
         ValueError: fewer are allowed.
     """
-    needed = 14 + 6 * _cores()
+    needed = threads + 8 * _cores()
     make_room_for_threads(needed, "this command", "raise it, or end other processes")
 
 

@@ -58,6 +58,7 @@ _HEARTBEAT = flags.DEFINE_integer(
     "Seconds without a sign of life after which a process counts as dead and the others are ended.",
     lower_bound=5,
 )
+_THREADS = 34  # that saving needs besides (`limits.for_computing`)
 _METAVARS = {
     "config": command_line.CONFIG,
     "workdir": "DIR",
@@ -100,7 +101,10 @@ def main(argv: list[str]) -> int:
     faults = (WorkerDied, checkpoint.CheckpointError, distributed.ProcessFailed)
     try:
         status = command_line.run(
-            work, *faults, stopped="stopped by Ctrl-C; run the same command again to go on"
+            work,
+            *faults,
+            stopped="stopped by Ctrl-C; run the same command again to go on",
+            threads=_THREADS,
         )
     except Exception:
         distributed.leave(1)

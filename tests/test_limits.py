@@ -19,18 +19,18 @@ def test_a_command_that_computes_asks_for_its_threads_first(monkeypatch, capsys,
     worked = []
     work = lambda: worked.append(1) or 0  # noqa: E731
     assert command_line.run(work) == status
-    assert command_line.run(work, computes=False) == 0
+    assert command_line.run(work, threads=0) == 0
     if status:
         assert (worked, raised) == ([1], [])
         assert capsys.readouterr().err == (
-            "error: processes (ulimit -u): expected a limit of at least 29, 3 in use and 26 for "
+            "error: processes (ulimit -u): expected a limit of at least 33, 3 in use and 30 for "
             "this command, got 20; raise it, or end other processes\n"
         )
     else:
-        assert (worked, raised) == ([1, 1], [(29, 4096)])
+        assert (worked, raised) == ([1, 1], [(33, 4096)])
 
 
 def test_root_is_not_bound(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (1, 1))
-    limits.for_computing()
+    limits.for_computing(14)

@@ -448,7 +448,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
     stopped = "stopped; run the same command again to go on"
-    return command_line.run(work, stopped=stopped, computes=False)
+    return command_line.run(work, stopped=stopped, threads=0)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from crate_jax.data import shared_batches
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 # For each worker: pipes, semaphores, and batches in shared memory; 30 were counted.
 _DESCRIPTORS, _SPARE_DESCRIPTORS = 32, 16
-_THREADS = 10  # for each worker, ours and its own, beside one a core for its linear algebra
+# Ours and its own, beside one a core for its linear algebra; and those of saving, not yet there.
+_THREADS, _SPARE_THREADS = 10, 26
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM}
 
 
@@ -43,7 +44,7 @@ def make_room(workers: int) -> None:
     whose, remedy = f"{workers} workers", "raise it, or lower config.data.workers"
     used, needed = len(os.listdir("/dev/fd")) + _SPARE_DESCRIPTORS, workers * _DESCRIPTORS
     limits.make_room(resource.RLIMIT_NOFILE, "open files (ulimit -n)", used, needed, whose, remedy)
-    threads = workers * (_THREADS + min(os.cpu_count() or 1, 64))
+    threads = workers * (_THREADS + min(os.cpu_count() or 1, 64)) + _SPARE_THREADS
     limits.make_room_for_threads(threads, whose, remedy)
 
 
