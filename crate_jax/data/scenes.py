@@ -215,16 +215,16 @@ class Scenes:
         """The objects of scene `index`, the lowest first.
 
         Returns:
-            `masks` bool[k, size, size], what is visible of each; `labels` int32[k]; `boxes`
-            int32[k, 4], the tight box of each mask as (left, top, right, bottom), the last two
-            exclusive. Objects that others hide wholly are left out.
+            `image` uint8[size, size, 3]; `masks` bool[k, size, size], what is visible of each;
+            `labels` int32[k]; `boxes` int32[k, 4], the tight box of each mask as (left, top, right,
+            bottom), the last two exclusive. Objects that others hide wholly are left out.
         """
-        _, masks, labels = self._compose(index)
+        image, masks, labels = self._compose(index)
         boxes = np.zeros((len(masks), 4), np.int32)
         for box, mask in zip(boxes, masks, strict=True):
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             box[:] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-        return {"masks": masks, "labels": labels, "boxes": boxes}
+        return {"image": image, "masks": masks, "labels": labels, "boxes": boxes}
 
     def object_fraction(self, samples: int = 512) -> float:
         """Mean over the first `samples` scenes of the fraction of pixels that objects cover."""

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import rich.box
 import rich.console
@@ -72,7 +72,7 @@ class Cell:
         interval: "low–high", or "".
         best: the highest of its column.
         control: what the others are compared with.
-        signed: a difference: the terminal, which is narrow, shows the interval of these alone.
+        signed: a difference: a terminal that is narrow shows the interval of these alone.
     """
 
     text: str
@@ -233,23 +233,40 @@ def _rows(layers: Sequence[str], columns: Iterable[Sequence[Cell]]) -> list[list
 
 
 def print_tables(tables: Iterable[Table], width: int = 120) -> None:
-    """Tables in the terminal; `width` is that of a log file, a terminal says its own."""
+    """Tables in the terminal; `width` is that of a log file, a terminal says its own.
+
+    Every number has its interval where that fits the width, else only differences have.
+    """
     console = rich.console.Console(
         file=sys.stdout, width=None if sys.stdout.isatty() else width, highlight=False
     )
+    unbounded = console.options.update_width(10_000)
     for table in tables:
-        drawn = rich.table.Table(
-            title=Text(table.title), box=rich.box.SIMPLE_HEAD, title_justify="left"
-        )
-        for index, column in enumerate(table.columns):
-            drawn.add_column(Text(column), justify="right" if index else "left", overflow="fold")
-        for row in table.rows:
-            drawn.add_row(*map(_in_terminal, row))
+        drawn = _drawn(table, lambda cell: True)
+        if console.measure(drawn, options=unbounded).maximum > console.width:
+            drawn = _drawn(table, lambda cell: cell.signed)
         console.print(drawn)
         for label, value in table.footer:
-            console.print(Text(f"  {label} {value.text}"))
+            console.print(Text(f"  {label} {_with_interval(value)}"))
 
 
-def _in_terminal(cell: Cell) -> Text:
-    text = f"{cell.text} [{cell.interval}]" if cell.signed and cell.interval else cell.text
-    return Text(text, style="bold" if cell.best else "dim" if cell.control else "")
+def _drawn(table: Table, shown: Callable[[Cell], bool]) -> rich.table.Table:
+    """The table, with the intervals of the cells that are `shown`."""
+    drawn = rich.table.Table(
+        title=Text(table.title), box=rich.box.SIMPLE_HEAD, title_justify="left"
+    )
+    for index, column in enumerate(table.columns):
+        drawn.add_column(Text(column), justify="right" if index else "left", overflow="fold")
+    for row in table.rows:
+        cells = [(cell, _with_interval(cell) if shown(cell) else cell.text) for cell in row]
+        drawn.add_row(
+            *(
+                Text(text, style="bold" if cell.best else "dim" if cell.control else "")
+                for cell, text in cells
+            )
+        )
+    return drawn
+
+
+def _with_interval(cell: Cell) -> str:
+    return f"{cell.text} [{cell.interval}]" if cell.interval else cell.text

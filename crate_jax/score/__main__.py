@@ -26,6 +26,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from crate_jax import arguments, command_line
 from crate_jax.convert.arguments import declared
@@ -291,30 +292,19 @@ def _tasks(args: argparse.Namespace, data) -> tuple[str, ...]:
 def _further(args: argparse.Namespace, network, data, protocol) -> list:
     """The tasks beside [CLS] attention and MaskCut."""
     from crate_jax import inference
-    from crate_jax.score import artifacts, corloc, patch_knn, saliency
+    from crate_jax.score import artifacts, corloc, patch_knn, saliency, tasks
 
     wanted, found = _tasks(args, data), []
     draws = {"seed": args.seed}
-    discovered = {"features": args.features, "tau": args.discovery_tau}
+    of_features = network, data, args.dataset, protocol.size
+    if {"corloc", "saliency"} & set(wanted):
+        layer = inference.layer_index(network.config, None, "attention")
+        arrays = tasks.OwnSize(network, layer, args.features)
+        options: dict[str, Any] = {"arrays": arrays, "tau": args.discovery_tau, **draws}
     if "corloc" in wanted:
-        found.append(
-            corloc.CorLoc(
-                network, data, args.dataset, protocol.size, k=args.lost_k, **discovered, **draws
-            )
-        )
+        found.append(corloc.CorLoc(*of_features, k=args.lost_k, **options))
     if "saliency" in wanted:
-        found.append(
-            saliency.Saliency(
-                network,
-                data,
-                args.dataset,
-                protocol.size,
-                mask_tau=args.taus[0],
-                attention_layer=inference.layer_index(network.config, None, "attention"),
-                **discovered,
-                **draws,
-            )
-        )
+        found.append(saliency.Saliency(*of_features, mask_tau=args.taus[0], **options))
     shape = protocol.size, protocol.batch_size
     memory = patch_knn.SCENES_MEMORY if args.dataset == "scenes" else patch_knn.PAPER_MEMORY
     if "knn" in wanted:

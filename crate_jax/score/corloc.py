@@ -60,7 +60,7 @@ class CorLoc(tasks.OfFeatures):
         inputs = [e.picture if own else e.pixels for e in examples]
         rows = []
         for example, input_, (features, _, grid) in zip(
-            examples, inputs, self._features(inputs, params), strict=True
+            examples, inputs, self._arrays(inputs, params), strict=True
         ):
             check_finite(example, features)
             found = (

@@ -1,5 +1,6 @@
 """Datasets to score on, each with what its protocol needs: label maps, instances, or both."""
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from crate_jax.segmentation import average_precision
 
 SCENES = 500  # how many are scored
 SCENE_CLASSES = 100  # of them for a network that was trained on something else
+_COMPOSED = 32  # scenes kept: those of a batch that is measured, and of the next that is read
 
 
 def classes_known(config: ImageModelConfig) -> int:
@@ -155,7 +157,10 @@ class SceneInstances:
         length = limit or SCENES
         options = {"length": length, "objects": objects, "seed": seed, "classes": classes}
         self._scenes = Scenes("val", image_size=image_size, **options)
-        self._train = Scenes("train", image_size=image_size, **options)
+        train = Scenes("train", image_size=image_size, **options)
+        # Several tasks ask for a scene while its batch is worked on.
+        self._composed = functools.lru_cache(_COMPOSED)(self._scenes.instances)
+        self._remembered = functools.lru_cache(_COMPOSED)(train.instances)
         self.names = [str(index) for index in range(length)]
         self.classes = 1 + self._scenes.num_classes
         self.most_labels = 1 + objects[1]
@@ -163,15 +168,15 @@ class SceneInstances:
 
     def read(self, name: str) -> np.ndarray:
         """The scene."""
-        return self._scenes[int(name)]["image"]
+        return self._composed(int(name))["image"]
 
     def labels(self, name: str) -> np.ndarray:
         """1 + the object's class where one is visible, 0 elsewhere."""
-        return _label_map(self._scenes.instances(int(name)))
+        return _label_map(self._composed(int(name)))
 
     def boxes(self, name: str) -> np.ndarray:
         """The tight box of what is visible of each object."""
-        return self._scenes.instances(int(name))["boxes"].astype(np.float64)
+        return self._composed(int(name))["boxes"].astype(np.float64)
 
     def salient(self, name: str) -> np.ndarray:
         """All objects, 255."""
@@ -179,11 +184,11 @@ class SceneInstances:
 
     def read_memory(self, name: str) -> np.ndarray:
         """A scene of the training split."""
-        return self._train[int(name)]["image"]
+        return self._remembered(int(name))["image"]
 
     def labels_of_memory(self, name: str) -> np.ndarray:
         """Its label map."""
-        return _label_map(self._train.instances(int(name)))
+        return _label_map(self._remembered(int(name)))
 
     def image_id(self, name: str) -> int:
         """One more than the scene's index."""
@@ -193,7 +198,7 @@ class SceneInstances:
         """Every visible object as an annotation."""
         side, annotations = self._scenes.image_size, []
         for name in names:
-            found = self._scenes.instances(int(name))
+            found = self._composed(int(name))
             for mask, (left, top, right, bottom) in zip(
                 found["masks"], found["boxes"].tolist(), strict=True
             ):

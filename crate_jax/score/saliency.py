@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from crate_jax import inference
 from crate_jax.export.tables import Cell, Table, cell
 from crate_jax.score import tasks
 from crate_jax.score.tasks import Columns, Example, Row, check_finite, nearest_multiple, resized
@@ -51,10 +50,8 @@ class Saliency(tasks.OfFeatures):
     neighbour and scored there; attention scaled to [0, 255] between its least and largest value.
 
     Args:
-        network: from `inference.load`.
         *what: see `tasks.OfFeatures`; the data with `salient`.
         mask_tau: MaskCut's.
-        attention_layer: of the maps.
         **options: see there.
     """
 
@@ -63,22 +60,13 @@ class Saliency(tasks.OfFeatures):
         "saliency/tokencut/tokencut/max_f_of_set": "max F, TokenCut"
     }
 
-    def __init__(
-        self,
-        network: inference.Network,
-        *what: Any,
-        mask_tau: float = 0.15,
-        attention_layer: int,
-        **options: Any,
-    ):
-        super().__init__(network, *what, **options)
-        self.mask_tau, self._maps = mask_tau, self._features
-        if attention_layer != self.settings["layer"]:
-            self._maps = tasks.OwnSize(network, attention_layer, self.settings["features"])
+    def __init__(self, *what: Any, mask_tau: float = 0.15, **options: Any):
+        super().__init__(*what, **options)
+        self.mask_tau = mask_tau
         own = "nearest multiple of the patch" if self.data.own_sizes else list(self.size)
         self.settings |= {
             "maskcut_tau": mask_tau,
-            "attention_layer": attention_layer,
+            "attention_layer": self._arrays.maps_layer,
             "attention": "mean over heads",
             "input": own,
         }
@@ -86,17 +74,15 @@ class Saliency(tasks.OfFeatures):
     def __call__(self, examples: Sequence[Example], params: Any) -> list[Row]:
         """saliency/values f64[predictors, values] and saliency/f f32[predictors, codes, 255]."""
         inputs = [self._input(example) for example in examples]
-        features = self._features(inputs, params)
-        maps = features if self._maps is self._features else self._maps(inputs, params)
         rows = []
-        for example, (of_last, _, grid), (_, heads, _) in zip(
-            examples, features, maps, strict=True
+        for example, (features, heads, grid) in zip(
+            examples, self._arrays(inputs, params), strict=True
         ):
-            check_finite(example, of_last, heads)
+            check_finite(example, features, heads)
             truth = self.data.salient(example.name)
             found = [
                 saliency.measure(prediction, truth)
-                for prediction in self._predictions(of_last, heads, grid, example.size)
+                for prediction in self._predictions(features, heads, grid, example.size)
             ]
             rows.append(
                 {

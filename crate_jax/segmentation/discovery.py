@@ -137,17 +137,18 @@ def lost(features: Float[ArrayLike, "n d"], grid: tuple[int, int], k: int = PAPE
     if k < 1:
         raise ValueError(f"k: expected at least 1 patch, got {k}; published is {PAPER_K}")
     rows = features.astype(np.float64)
-    degree = np.concatenate(
-        [
-            np.sum(rows[start : start + _BLOCK] @ rows.T > 0, axis=1)
-            for start in range(0, len(rows), _BLOCK)
-        ]
-    )
-    degree = degree - np.any(rows != 0, axis=1)  # every patch but a zero one is like itself
-    order = np.argsort(degree, kind="stable")
-    seed = int(order[0])
-    similar = order[:k][rows[order[:k]] @ rows[seed] > 0]
-    scores = rows[similar].sum(axis=0) @ rows.T
+    with ncut.single_threaded_blas():
+        degree = np.concatenate(
+            [
+                np.sum(rows[start : start + _BLOCK] @ rows.T > 0, axis=1)
+                for start in range(0, len(rows), _BLOCK)
+            ]
+        )
+        degree = degree - np.any(rows != 0, axis=1)  # every patch but a zero one is like itself
+        order = np.argsort(degree, kind="stable")
+        seed = int(order[0])
+        similar = order[:k][rows[order[:k]] @ rows[seed] > 0]
+        scores = rows[similar].sum(axis=0) @ rows.T
     degenerate = seed not in similar or not scores[seed] > 0
     if degenerate:
         mask, box, seed = np.zeros(grid, bool), np.zeros(4, int), 0

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import ArrayLike, Float, Float32, Float64, Int, Integer
+from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 
 from crate_jax.segmentation import attention
@@ -109,11 +110,12 @@ class Memory:
         devices: list[Any] | None = None,  # of JAX
     ):
         features = _finite(features)
-        self.labels, self.k, self.temperature = np.asarray(labels, np.float32), k, temperature
-        if len(features) != len(self.labels):
+        # A patch holds few of many classes: nothing is spent on the others.
+        self._labels: Any = sparse.csr_array(np.asarray(labels, np.float32))
+        self.k, self.temperature = k, temperature
+        if len(features) != len(self):
             raise ValueError(
-                f"memory: expected as many labels as features, got {len(self.labels)} and "
-                f"{len(features)}"
+                f"memory: expected as many labels as features, got {len(self)} and {len(features)}"
             )
         if not 1 <= k <= len(features):
             raise ValueError(
@@ -134,7 +136,7 @@ class Memory:
         self.bytes = padded.nbytes // len(devices) + 4 * _QUERIES * (self._block + 4 * k)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return self._labels.shape[0]
 
     def nearest(
         self, features: Float[ArrayLike, "q d"]
@@ -155,7 +157,11 @@ class Memory:
         cosines, entries = self.nearest(features)
         weights = np.exp((cosines - cosines[:, :1]) / self.temperature)
         weights /= weights.sum(axis=1, keepdims=True)
-        return np.einsum("qk,qkc->qc", weights, self.labels[entries]).astype(np.float32)
+        starts = np.arange(0, weights.size + 1, self.k)
+        votes: Any = sparse.csr_array(
+            (weights.ravel(), entries.ravel(), starts), shape=(len(weights), len(self))
+        )
+        return (votes @ self._labels).toarray()
 
 
 @partial(jax.jit, static_argnames=("count", "k", "mesh"))
@@ -199,9 +205,23 @@ def _top(cosines, entries, k):
 def decide(
     shares: Float[ArrayLike, "n classes"], grid: tuple[int, int], size: tuple[int, int]
 ) -> Int[np.ndarray, "height width"]:
-    """Patches' shares of classes, upsampled bilinearly, to the largest class of each pixel."""
-    maps = attention.upsample(jnp.asarray(shares).T, grid, size, mode="bilinear")
-    return np.asarray(jnp.argmax(maps, axis=0))
+    """Patches' shares of classes, upsampled bilinearly, to the largest class of each pixel.
+
+    Only classes of which some patch has a share can win: of hundreds a few are upsampled, and their
+    number is rounded up to a power of two, so that few programs are compiled.
+    """
+    shares = np.asarray(shares)
+    present = np.flatnonzero(shares.any(axis=0))
+    if not present.size:
+        return np.zeros(size, np.int64)
+    maps = np.zeros((1 << (len(present) - 1).bit_length(), len(shares)), np.float32)
+    maps[: len(present)] = shares[:, present].T
+    return present[np.asarray(_largest(maps, tuple(grid), tuple(size)))]
+
+
+@partial(jax.jit, static_argnames=("grid", "size"))
+def _largest(maps, grid, size):
+    return jnp.argmax(attention.upsample(maps, grid, size, mode="bilinear"), axis=0)
 
 
 def confusion(

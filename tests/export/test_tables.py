@@ -94,8 +94,12 @@ def test_drawn_in_the_terminal_and_on_a_page(capsys):
     )
     tables.print_tables([table])
     shown = capsys.readouterr().out
-    for text in ("A title", "layer", "+0.1 [+0.0, +0.2]", "[red]", "box 0.2"):
+    for text in ("A title", "layer", "0.5 [0.4–0.6]", "+0.1 [+0.0, +0.2]", "[red]", "box 0.2"):
         assert text in shown
+    tables.print_tables([table], width=40)  # too narrow for all intervals
+    shown = capsys.readouterr().out
+    assert "+0.1 [+0.0, +0.2]" in shown
+    assert "0.4–0.6" not in shown
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("crate_jax.export"), autoescape=True
     )

@@ -8,6 +8,7 @@ import pytest
 
 from crate_jax import inference
 from crate_jax.models import base
+from crate_jax.score import tasks
 from crate_jax.score.__main__ import main as score
 from crate_jax.segmentation import discovery
 from tests import networks
@@ -136,6 +137,27 @@ def inference_input(path):
     from crate_jax.data import images
 
     return images.read(path, upright=False).pixels
+
+
+def test_one_forward_pass_serves_several_tasks(tiny):
+    network = inference.load(tiny)
+    rng = np.random.default_rng(0)
+    inputs = list(rng.integers(0, 256, (3, 32, 32, 3), np.uint8))
+    arrays = tasks.OwnSize(network, maps_layer=0)
+    found = arrays(inputs, None)
+    assert arrays(list(inputs), None) is found  # the same images, not their equals
+    with jax.default_matmul_precision("highest"):
+        batch, last = np.stack(inputs), network.config.depth - 1
+        features = inference.patch_features(network, [last])(network.params, batch)
+        maps = inference.cls_maps(network, [0])(network.params, batch)
+    for row, (own, own_maps, grid) in enumerate(found):
+        assert grid == (4, 4)
+        np.testing.assert_allclose(own, features[row, 0], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(own_maps, maps[row, 0], rtol=1e-5)
+    others = inference.random_weights(network, seed=1)
+    assert not np.allclose(arrays(inputs, others.params)[0][0], found[0][0], atol=1e-3)
+    again = arrays([np.flip(image) for image in inputs], others.params)
+    assert not np.allclose(again[0][0], arrays(inputs, others.params)[0][0], atol=1e-3)
 
 
 def test_tasks_that_a_set_does_not_allow_are_refused(run, tmp_path):

@@ -85,6 +85,28 @@ def test_blocks_and_padding_change_nothing(block, monkeypatch):
     assert memory.bytes > features.nbytes
 
 
+def test_many_classes_of_which_few_have_a_share():
+    """Votes and decisions beside plain sums and interpolations over every class."""
+    rng = np.random.default_rng(2)
+    grid, size, every = (3, 4), (13, 21), np.arange(30)
+    labels = np.zeros((30, 40), np.float32)
+    labels[every, rng.choice([7, 12, 33], 30)] = 0.75
+    labels[every, rng.choice([5, 39], 30)] = 0.25
+    features, queries = (rng.normal(size=(n, 5)).astype(np.float32) for n in (30, 12))
+    memory = patch_knn.Memory(features, labels, k=4, temperature=0.5)
+    assert len(memory) == 30
+    cosines, entries = memory.nearest(queries)
+    weights = np.exp(cosines / 0.5)
+    weights /= weights.sum(axis=1, keepdims=True)
+    shares = memory(queries)
+    np.testing.assert_allclose(shares, (weights[..., None] * labels[entries]).sum(1), atol=1e-6)
+    maps = shares.T.reshape(40, *grid)
+    for axis, (cells, pixels) in enumerate(zip(grid, size, strict=True), start=1):
+        at = (np.arange(pixels) + 0.5) * cells / pixels - 0.5
+        maps = np.apply_along_axis(lambda v, x=at: np.interp(x, np.arange(len(v)), v), axis, maps)
+    np.testing.assert_array_equal(patch_knn.decide(shares, grid, size), maps.argmax(axis=0))
+
+
 ON_DEVICES = """
 import jax, numpy as np
 from crate_jax.segmentation import patch_knn
