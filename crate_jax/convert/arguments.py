@@ -10,7 +10,8 @@ from crate_jax.models.names import RULES
 
 _NAMES = (
     *("heads", "pool", "image_size", "lambd", "step_size", "epsilon", "head_epsilon"),
-    *("nonlinearity", "positions", "mean", "std", "published", "entry", "step"),
+    *("nonlinearity", "positions", "mean", "std", "registers", "patch_size"),
+    *("published", "entry", "step"),
 )
 
 
@@ -81,6 +82,8 @@ def add_declarations(add: Callable) -> None:
         help="subtracted from images in [0, 1]; ImageNet's by default, many of timm's have 0.5",
     )
     add("--std", type=channels, metavar="R,G,B", help="by which they are divided then, likewise")
+    add("--registers", type=int, metavar="N", help="shapes tell: to check that they agree")
+    add("--patch-size", "--patch_size", type=int, metavar="PX", help="likewise")
     published = add(
         "--published",
         metavar="NAME",

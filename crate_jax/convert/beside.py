@@ -11,12 +11,16 @@ _WEIGHTS = (
     *("model.safetensors", "model.safetensors.index.json"),
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
-# Ours for its fields. What else it says, shapes say too.
+# Ours for its fields; those that shapes say too show whether it belongs to the file.
 _FIELDS = {
     "num_attention_heads": "heads",
     "layer_norm_eps": "epsilon",
     "image_size": "image_size",
     "rope_theta": "rope_base",
+    "hidden_size": "dim",
+    "num_hidden_layers": "depth",
+    "num_register_tokens": "registers",
+    "patch_size": "patch_size",
 }
 _PREPROCESSING = {"image_mean": "mean", "image_std": "std"}
 
@@ -60,7 +64,10 @@ def declare(found: Found) -> str:
 
 
 def _taken(values: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
-    return {ours: values[theirs] for theirs, ours in fields.items() if theirs in values}
+    taken = {ours: values[theirs] for theirs, ours in fields.items() if theirs in values}
+    if isinstance(patch := taken.get("patch_size"), list) and len(set(patch)) == 1:
+        taken["patch_size"] = patch[0]  # a square as its two sides
+    return taken
 
 
 def _read(path: pathlib.Path, name: str) -> dict[str, Any] | None:

@@ -19,6 +19,8 @@ from crate_jax.models import variants
 from crate_jax.models.base import ImageModelConfig
 from crate_jax.models.vit import ViTConfig
 
+# Shapes tell these: declared, they are compared.
+CHECKED = ("registers", "patch_size")
 # Fields of a config that a user may declare; the others are read off the shapes.
 DECLARABLE = (
     "heads",
@@ -36,11 +38,17 @@ DECLARABLE = (
     "rope_base",
     "mean",
     "std",
+    *CHECKED,
 )
+_STORED = (*DECLARABLE, "dim", "depth")  # what may be said of a file beside it or inside
 # These choose how a network is looked at; declaring them anew contradicts nothing.
 _CHOICES = ("image_size", "positions")
 _NORM = re.compile(r"^fc_norm\.")
 _DEFAULT = "default of the code"
+_REMEDIES = {
+    "stored in the file": "convert the original file anew",
+    "config.json": "fetch it and the weights from one place",
+}
 _CONFIG = "config.model"  # of the run that starts from the file
 
 
@@ -113,7 +121,8 @@ def declare(
     sources.append(("declared", {k: v for k, v in declared.items() if v is not None}))
     for source, given in sources:
         for name, value in given.items():
-            if name not in DECLARABLE or (name not in fields and source != "declared"):
+            known_here = DECLARABLE if source == "declared" else _STORED
+            if name not in known_here or (name not in fields and source != "declared"):
                 continue
             if name not in fields:
                 problems.append(f"{name}: {found.family} has none, got {value!r}")
@@ -124,8 +133,8 @@ def declare(
             contradicts = name in values and name not in _CHOICES and values[name] != value
             if contradicts and origin[name] != _DEFAULT:
                 problems.append(
-                    f"{name}: {source} as {value!r}, but {origin[name]} as {values[name]!r}; leave "
-                    f"{name} out, or convert the original file anew"
+                    f"{name}: {source} as {value!r}, but {origin[name]} as {values[name]!r}; "
+                    + _REMEDIES.get(source, f"leave {name} out")
                 )
                 continue
             values[name], origin[name] = value, source
@@ -235,10 +244,11 @@ def plain(name: str, value: Any) -> Any:
     Raises:
         ValueError: a value of another kind.
     """
-    expected = {"heads": "an integer", "image_size": "an integer or (height, width)"}
+    whole = ("heads", "dim", "depth", *CHECKED)
+    expected = dict.fromkeys(whole, "an integer") | {"image_size": "an integer or (height, width)"}
     expected |= {"mean": "three numbers", "std": "three numbers", "mlp_skip": "True or False"}
     try:
-        if name == "heads":
+        if name in whole:
             return operator.index(value)
         if name == "image_size":
             size = tuple(value) if isinstance(value, tuple | list) else (value, value)

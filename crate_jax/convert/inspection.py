@@ -72,7 +72,7 @@ def inspect(path: str | os.PathLike) -> str:
         lines += [("undeclared", problem.strip()) for problem in str(error).splitlines()[1:]]
     else:
         for name, origin in settled.origin.items():
-            if name in declare.DECLARABLE:
+            if name in declare.DECLARABLE and name not in declare.CHECKED:  # told above
                 lines.append((name, f"{getattr(settled.config, name)} ({origin})"))
     lines += [("problem", text) for text in declare.misfits(found, inferred)]
     if run := (file.declaration or {}).get("run"):

@@ -8,15 +8,16 @@ REFUSALS = (
     ("ConvNeXt (stages of convolutions)", r"(encoder\.)?stages\.\d|downsample_layers\.", ""),
     (
         "CLIP's ViT (pre-norm, epsilon 1e-5, perhaps QuickGELU, which no key shows)",
-        r"norm_pre\.|pre_layrnorm|ln_pre\.",
+        r"norm_pre\.|((vision_model|visual)\.)?(pre_layrnorm|ln_pre)\.",
         "",
     ),
     (
         "SigLIP (attention-pooled head; its GELU may be the tanh form)",
-        r"attn_pool\.|head\.attention\.",
+        r"attn_pool\.|(vision_model\.)?head\.attention\.",
         "",
     ),
     ("a stem of convolutions (torchvision's)", r"(conv_proj|patch_embed\.proj)\.conv_", ""),
+    ("ToST (TSSA, which has no attention matrix)", r".*\.attn\.temp$", ""),
     ("query/key norm", r".*\.(attn|attention)\.(q|k)_norm\.", ""),
     ("inner norms (BEiT-3, EVA-02)", r".*\.(attn|mlp)\.(norm|inner_attn_ln|ffn_ln)\.", ""),
     ("AIMv2", r".*\.mlp\.fc1_[gx]\.|patch_embed\.norm\.", ""),

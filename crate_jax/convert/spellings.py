@@ -150,6 +150,9 @@ def with_all_positions(state: State, patches: int | None) -> dict[str, Any]:
     Args:
         state: in DINOv2's names.
         patches: how many there are, where that is declared. Else a square number decides.
+
+    Raises:
+        ValueError: more than one reading gives a square, and none is declared.
     """
     state, positions = dict(state), state.get("pos_embed")
     cls, registers = state.get("cls_token"), state.get("register_tokens")
@@ -160,6 +163,12 @@ def with_all_positions(state: State, patches: int | None) -> dict[str, Any]:
     own = [count - 1, count] + ([count - 1 - r] if r else [])
     fits = [n for n in own if n == patches] or [n for n in own if n > 1 and math.isqrt(n) ** 2 == n]
     timm = r and "mask_token" not in state  # whose networks with registers leave [CLS]'s out
+    if timm and len(fits) > 1:
+        sides = " or ".join(f"{n} patches, a square of {math.isqrt(n)}" for n in sorted(fits))
+        raise ValueError(
+            f"pos_embed: {count} positions beside [CLS] and {r} registers fit {sides}; declare "
+            "image_size (--image-size), the size that they were trained at"
+        )
     chosen = fits[0] if fits else count - (not timm)
     if chosen == count:
         state["pos_embed"] = _made(

@@ -242,6 +242,55 @@ def test_the_activation_of_a_gated_dinov3_is_said_or_refused(tmp_path):
             crate_jax.load(path)
 
 
+@pytest.mark.parametrize(
+    ("said", "what"),
+    [
+        ({"num_register_tokens": 3}, "registers: config.json as 3, but .* as 4; fetch it and"),
+        ({"patch_size": 16}, "patch_size: config.json as 16, but inferred from shapes as 14"),
+        ({"hidden_size": 64}, "dim: config.json as 64"),
+        ({"num_hidden_layers": 12}, "depth: config.json as 12"),
+        ({"patch_size": "14 px"}, "patch_size: expected an integer"),
+    ],
+)
+def test_a_config_of_another_file_is_refused(said, what, tmp_path):
+    shutil.copy(REFERENCE / "hf_dinov2_reg_mini.safetensors", tmp_path / "model.safetensors")
+    config = json.loads((REFERENCE / "hf_dinov2_reg_mini.config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"patch_size": [14, 14]}))
+    assert crate_jax.load(tmp_path).config.registers == 4
+    (tmp_path / "config.json").write_text(json.dumps(config | said))
+    with pytest.raises(ValueError, match=what):
+        crate_jax.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "registers", "patch"),
+    [("dinov2_reg_mini", 4, 14), ("dinov2_mini", 0, 14), ("dinov3_mini", 4, 16)],
+)
+def test_registers_and_patches_that_are_declared_are_compared(name, registers, patch):
+    path, heads = REFERENCE / f"{name}.safetensors", DECLARED[name]
+    model = crate_jax.load(path, registers=registers, patch_size=patch, **heads)
+    assert (model.config.registers, model.config.patch_size) == (registers, patch)
+    with pytest.raises(ValueError, match=f"registers: declared as 8, but .* as {registers}; "):
+        crate_jax.load(path, registers=8, **heads)
+    with pytest.raises(ValueError, match=f"patch_size: declared as 8, but .* as {patch}"):
+        crate_jax.load(path, patch_size=8, **heads)
+
+
+def test_transformers_keeps_a_tensor_of_no_registers(tmp_path):
+    """`num_register_tokens=0`: what is written has the shape (1, 0, d)."""
+    state = state_of("hf_dinov3_mini")
+    empty = state.pop("embeddings.register_tokens")[:, :0]
+    config = json.loads((REFERENCE / "hf_dinov3_mini.config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_register_tokens": 0}))
+    params = []
+    for held in (state, state | {"embeddings.register_tokens": np.ascontiguousarray(empty)}):
+        safetensors.numpy.save_file(held, tmp_path / "model.safetensors")
+        params.append(checkpoints.read(tmp_path))
+    assert params[0].config == params[1].config
+    assert params[1].config.registers == 0
+    assert set(params[0].params) == set(params[1].params)
+
+
 def test_parts_and_their_index(tmp_path):
     state = state_of("hf_dinov2_reg_mini")
     names = sorted(state)
@@ -291,6 +340,19 @@ def test_timms_positions_of_cls_and_registers(embed_class, write, run, error):
     model = crate_jax.load(write(timm_style(embed_class=embed_class)), heads=2)
     _, out = run(model, arrays["3x8/images"].transpose(0, 2, 3, 1), capture=True)
     assert error(out["tokens"], arrays["3x8/tokens"]) < 1e-5
+
+
+def test_positions_that_fit_two_grids_are_declared(write):
+    """Eight registers: 25 are 5 x 5 patches, or [CLS], the registers and 4 x 4."""
+    state = timm_style(embed_class=False)
+    rng, dim = np.random.default_rng(0), state["cls_token"].shape[-1]
+    state["reg_token"] = rng.normal(size=(1, 8, dim)).astype(np.float32)
+    state["pos_embed"] = rng.normal(size=(1, 25, dim)).astype(np.float32)
+    path = write(state)
+    with pytest.raises(ValueError, match=r"fit 16 patches, a square of 4 or 25 .*image_size"):
+        crate_jax.load(path, heads=2)
+    for side in (4, 5):
+        assert crate_jax.load(path, heads=2, image_size=14 * side).config.grid == (side, side)
 
 
 def test_timms_gated_ffn_has_the_mlps_names(write):
@@ -350,6 +412,7 @@ SIGNS = {
     "blocks.0.attn.lambda_q1": "differential attention",
     "pre_logits.fc.weight": "pre_logits",
     "stages.0.0.weight": "ConvNeXt",
+    "blocks.0.attn.temp": "ToST",
 }
 
 
@@ -377,9 +440,15 @@ def test_what_lacks_something_is_refused_by_name(absent, what, write):
 
 
 def test_other_networks_are_named(write):
-    path = write({"stages.0.0.dwconv.weight": np.zeros((4, 1, 7, 7), np.float32)})
-    with pytest.raises(ValueError, match="another network: ConvNeXt"):
-        crate_jax.load(path)
+    for name, what in {
+        "stages.0.0.dwconv.weight": "ConvNeXt",
+        "vision_model.pre_layrnorm.weight": "CLIP",  # transformers' names
+        "visual.ln_pre.weight": "CLIP",  # OpenAI's
+        "vision_model.head.attention.in_proj_weight": "SigLIP",
+    }.items():
+        path = write({name: np.zeros((4, 1), np.float32)})
+        with pytest.raises(ValueError, match=f"another network: {what}"):
+            crate_jax.load(path)
     assert len({what for what, _, _ in refusals.REFUSALS}) == len(refusals.REFUSALS)
 
 
