@@ -9,9 +9,9 @@ TokenCut (datasets/coco_20k_filenames.txt in either), or the bare ids.
 """
 
 import hashlib
+import math
 import os
 import pathlib
-from collections import Counter
 
 import numpy as np
 
@@ -80,6 +80,8 @@ class COCO20k:
             for annotation in everything["annotations"]:
                 if annotation["image_id"] in chosen and not annotation.get("iscrowd", 0):
                     x, y, width, height = annotation["bbox"]
+                    if not all(map(math.isfinite, (x, y, width, height))):
+                        raise ValueError(f"a bbox {annotation['bbox']}")
                     boxes[str(annotation["image_id"])].append([x, y, x + width, y + height])
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(
@@ -89,7 +91,7 @@ class COCO20k:
         if unknown := [name for name in self.names if name not in self.sizes]:
             raise ValueError(
                 f"COCO20k: expected the {len(self.names)} ids of the list in {file}, got all but "
-                f"{len(unknown)}, the first {unknown[0]}; the list is of train2014"
+                f"{len(unknown)}, the first {listing.some(unknown)}; the list is of train2014"
             )
         self._boxes = boxes
 
@@ -113,13 +115,8 @@ def _ids(listed: pathlib.Path) -> tuple[list[int], list[str]]:
         raise ValueError(
             f"COCO20k: {listed}: expected names that end in _ID.jpg, or ids, got {error}"
         ) from error
-    repeated = [image for image, times in Counter(ids).items() if times > 1]
-    ids, notes = list(dict.fromkeys(ids)), []
-    if repeated:
-        notes.append(
-            f"COCO20k: {len(repeated)} ids stand in {listed.name} more than once, the first "
-            f"{repeated[0]}; each is taken once"
-        )
+    names, notes = listing.once("COCO20k", [str(image) for image in ids], listed)
+    ids = [int(name) for name in names]
     text = "".join(f"{image}\n" for image in sorted(ids))
     if len(ids) != COUNT:
         notes.append(f"COCO20k: {listed.name} lists {len(ids)} images, published are {COUNT}")

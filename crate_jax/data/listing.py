@@ -1,11 +1,29 @@
 """What a data set's folder must hold, all that is missing named together."""
 
 import pathlib
+from collections import Counter
 from collections.abc import Sequence
 
 from crate_jax.files import read
 
 _SHOWN = 3
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of many, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def once(what: str, names: Sequence[str], listed: pathlib.Path) -> tuple[list[str], list[str]]:
+    """Each name of a list once, in its order, and in lines what stood there more often."""
+    repeated = [name for name, times in Counter(names).items() if times > 1]
+    notes = [
+        f"{what}: {len(repeated)} names stand in {listed.name} more than once, the first "
+        f"{repeated[0]}; each is taken once"
+        for _ in repeated[:1]
+    ]
+    return list(dict.fromkeys(names)), notes
 
 
 def found(places: Sequence[pathlib.Path], *parts: str) -> pathlib.Path:
@@ -41,8 +59,7 @@ def expect_files(
     if not files:
         raise ValueError(f"{what}: expected names of images, got none in {listed}.\n{how}")
     if missing := [str(file) for file in files if not file.is_file()]:
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise ValueError(
             f"{what}: expected the {len(files)} files that {listed} asks for, got all but "
-            f"{len(missing)}: {', '.join(missing[:_SHOWN])}{more}.\n{how}"
+            f"{len(missing)}: {some(missing)}.\n{how}"
         )

@@ -67,10 +67,10 @@ class VOCBoxes:
         parts = [self.root / "JPEGImages", self.root / "Annotations", listed]
         listing.expect_parts(what, parts, how)
         rows = [line.split() for line in listing.lines(listed)]
-        self.names = [row[0] for row in rows if len(row) == 1 or row[1] != "-1"]
+        names = [row[0] for row in rows if len(row) == 1 or row[1] != "-1"]
+        self.names, self.notes = listing.once(what, names, listed)
         files = [path(n) for n in self.names for path in (self.image_path, self._annotation)]
         listing.expect_files(what, files, listed, how)
-        self.notes = []
         if split == "trainval" and len(self.names) != TRAINVAL[year]:
             self.notes.append(
                 f"{what}: {listed.name} lists {len(self.names)} images, published are "
@@ -101,9 +101,11 @@ class VOCBoxes:
                 raise ValueError("a document type")
             tree = ElementTree.fromstring(text)
             objects = tree.findall("object")
+            frames = [thing.find("bndbox") for thing in objects]
+            if None in frames:
+                raise ValueError(f"{frames.count(None)} of {len(frames)} objects without bndbox")
             corners = [
-                [int(float(thing.find("bndbox").findtext(corner))) for corner in _CORNERS]
-                for thing in objects
+                [int(float(frame.findtext(corner))) for corner in _CORNERS] for frame in frames
             ]
             flags = {
                 flag: np.array(

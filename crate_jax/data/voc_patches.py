@@ -41,14 +41,23 @@ class VOCPatches:
         how, lists = _HOW.format(root=root), {s: self.root / "sets" / f"{s}.txt" for s in COUNTS}
         parts = [self.root / "images", *(self.root / _LABELS[s] for s in COUNTS), *lists.values()]
         listing.expect_parts("VOC, trainaug", parts, how)
-        self.names = {
-            split: [line.split()[0] for line in listing.lines(path)]
-            for split, path in lists.items()
-        }
-        self.notes = []
+        self.names, self.notes, problems = {}, [], []
+        for split, path in lists.items():
+            names = [line.split()[0] for line in listing.lines(path)]
+            self.names[split], notes = listing.once("VOC", names, path)
+            self.notes += notes
+            files = [
+                p
+                for name in self.names[split]
+                for p in (self.image_path(name), self.label_path(split, name))
+            ]
+            try:
+                listing.expect_files("VOC, trainaug", files, path, how)
+            except ValueError as error:
+                problems.append(str(error).removesuffix(f"\n{how}"))
+        if problems:
+            raise ValueError("\n".join([*problems, how]))
         for split, names in self.names.items():
-            files = [p for n in names for p in (self.image_path(n), self.label_path(split, n))]
-            listing.expect_files("VOC, trainaug", files, lists[split], how)
             if len(names) != COUNTS[split]:
                 self.notes.append(
                     f"VOC: {split}.txt lists {len(names)} images, published are {COUNTS[split]}: "
@@ -65,4 +74,11 @@ class VOCPatches:
 
     def labels(self, split: str, name: str) -> np.ndarray:
         """The label map, uint8[height, width]: 0..20, 255 void; ValueError where it is none."""
-        return voc.read_labels(self.label_path(split, name))
+        path = self.label_path(split, name)
+        labels = voc.read_labels(path)
+        if ((labels >= CLASSES) & (labels != voc.VOID)).any():
+            raise ValueError(
+                f"{path}: expected classes 0 to {CLASSES - 1} or {voc.VOID}, got "
+                f"{labels[labels != voc.VOID].max()}; take VOC's original files"
+            )
+        return labels

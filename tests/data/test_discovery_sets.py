@@ -40,12 +40,17 @@ def test_voc_names_all_that_is_missing_together(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["<annotation><object/></annotation>", "<annot", "<!DOCTYPE a><annotation/>"]
+    ("text", "why"),
+    [
+        ("<annotation><object/></annotation>", "1 of 1 objects without bndbox"),
+        ("<annot", ""),
+        ("<!DOCTYPE a><annotation/>", "document type"),
+    ],
 )
-def test_a_broken_annotation_is_named(tmp_path, text):
+def test_a_broken_annotation_is_named(tmp_path, text, why):
     base = layouts.voc_boxes(tmp_path, 2007, {"000005": []})
     (base / "Annotations" / "000005.xml").write_text(text)
-    with pytest.raises(ValueError, match=r"000005\.xml: expected an annotation of VOC"):
+    with pytest.raises(ValueError, match=rf"000005\.xml: expected an annotation of VOC.*{why}"):
         VOCBoxes(tmp_path, 2007).boxes("000005")
 
 
@@ -129,6 +134,36 @@ def test_patches_of_voc_have_labels_of_both_splits(tmp_path):
     (tmp_path / "SegmentationClassAug" / "2007_000032.png").unlink()
     with pytest.raises(ValueError, match=r"2 files that .*trainaug\.txt asks for, got all but 1: "):
         VOCPatches(tmp_path)
+    (tmp_path / "images" / "2007_000033.jpg").unlink()  # of the other list: named together
+    with pytest.raises(ValueError, match=r"(?s)Aug/2007_000032\.png.*images/2007_000033\.jpg"):
+        VOCPatches(tmp_path)
+
+
+def test_labels_that_are_no_class_are_refused(tmp_path):
+    labels = np.array([[0, 20], [255, 21]], np.uint8)
+    layouts.voc_patches(tmp_path, {"a": labels}, {"b": np.zeros((2, 2), np.uint8)})
+    with pytest.raises(ValueError, match=r"a\.png: expected classes 0 to 20 or 255, got 21"):
+        VOCPatches(tmp_path).labels("trainaug", "a")
+
+
+def test_what_a_list_repeats_is_taken_once_and_said(tmp_path):
+    base = layouts.voc_boxes(tmp_path, 2007, {"b": [], "a": []})
+    (base / "ImageSets" / "Main" / "trainval.txt").write_text("b\na\nb\n")
+    data = VOCBoxes(tmp_path, 2007)
+    assert data.names == ["b", "a"]
+    assert "1 names stand in trainval.txt more than once, the first b" in data.notes[0]
+    layouts.voc_patches(tmp_path, {"c": np.zeros((4, 4))}, {"d": np.zeros((4, 4))})
+    (tmp_path / "sets" / "val.txt").write_text("d\nd\n")
+    assert VOCPatches(tmp_path).names["val"] == ["d"]
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", '"a"'])
+def test_boxes_of_coco20k_that_are_no_numbers_are_refused(number, tmp_path):
+    layouts.coco20k(tmp_path, {36: [(1, 2, 3, 4)]})
+    file = tmp_path / "annotations" / "instances_train2014.json"
+    file.write_text(file.read_text().replace("[1, 2, 3, 4]", f"[1, 2, {number}, 4]"))
+    with pytest.raises(ValueError, match="expected a whole annotation file"):
+        COCO20k(tmp_path)
 
 
 def test_two_photographs_of_one_name(tmp_path):
