@@ -33,7 +33,7 @@ EPS = 1e-5
 VECTOR_TOLERANCE = 3e-5
 """Largest residual / eigengap, a bound on the angle (radians) to the exact eigenvector."""
 
-VALUE_TOLERANCE = 5e-6
+VALUE_TOLERANCE = 5e-7
 """Largest error estimate of the third eigenvalue."""
 
 AMBIGUOUS_GAP = 1e-6

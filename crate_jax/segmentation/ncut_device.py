@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, BFloat16, Bool, Float, Float32
 
-from crate_jax.segmentation.ncut import EPS, VALUE_TOLERANCE
+from crate_jax.segmentation.ncut import EPS
 
 _BLOCK = 4
 _STEPS = 6  # block products per cycle: a basis of 28 columns, small enough for batched Jacobi
 _MAX_CYCLES = 6
 _VECTOR_TOLERANCE = 2e-4  # residual / eigengap; float32 rounding allows no less on most images
+_VALUE_TOLERANCE = 5e-6  # likewise, error estimate of the third eigenvalue
 _LEAST_GAP = 1e-4  # a smaller one is within reach of float32's rounding
 
 SMALLEST = 64
@@ -116,7 +117,7 @@ def _solve_one(edges, painted, remove):
         gap = theta[0] - theta[1]
         # theta = -2 stands for an empty column: the space held fewer than three directions.
         vector = (residual[0] <= _VECTOR_TOLERANCE * gap) & (gap > _LEAST_GAP) & (theta[2] > -1)
-        value = residual[1] ** 2 <= VALUE_TOLERANCE * jnp.maximum(theta[1] - theta[2], residual[1])
+        value = residual[1] ** 2 <= _VALUE_TOLERANCE * jnp.maximum(theta[1] - theta[2], residual[1])
         return vector & value
 
     start = jnp.concatenate([scale[:, None], jnp.asarray(_noise(n)) * nodes[:, None]], axis=1)

@@ -81,6 +81,20 @@ def test_tokencut_equals_a_dense_solver_on_other_grids(seed, grid):
     np.testing.assert_array_equal(discovery.tokencut(features, grid).mask, expected)
 
 
+@pytest.mark.parametrize("seed", [91, 279, 375])
+def test_eigenvalues_of_rough_graphs_to_a_millionth(seed):
+    """Random graphs whose third eigenvalue stands near the fourth."""
+    rng = np.random.default_rng(seed)
+    centres, labels = rng.normal(size=(3, 33)), np.repeat(rng.integers(0, 3, 35), 4)
+    features = (centres[labels] + 1.2 * rng.normal(size=(140, 33))).astype(np.float32)
+    found = discovery.tokencut(features, (10, 14), tau=0.05)
+    unit = features / np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
+    edges = np.where(unit @ unit.T > 0.05, 1, 1e-5)
+    degrees = np.diag(edges.sum(axis=1))
+    exact = eigh(degrees - edges, degrees, eigvals_only=True, subset_by_index=[1, 2])
+    np.testing.assert_allclose(found.eigenvalues, exact, atol=1e-6)
+
+
 def test_lost_by_loops():
     rng = np.random.default_rng(3)
     features, grid = rng.normal(size=(30, 4)).astype(np.float32), (5, 6)
