@@ -125,8 +125,6 @@ class Measurer:
         label: str,
         network: inference.Network | None = None,
         noisy: tuple[float, float] | None = None,
-        *,
-        masks: bool = True,
     ) -> Measurements:
         """Scores every example once.
 
@@ -137,7 +135,6 @@ class Measurer:
             network: whose weights take the place of the compiled network's.
             noisy: (standard deviation of 255, part of the pixels) of the paper's noise, added to
                 the network's input; the same draws for every network.
-            masks: run MaskCut too, where the protocol has it.
 
         Raises:
             ValueError: an unusable example where that stops, no usable one, or a network whose
@@ -165,7 +162,7 @@ class Measurer:
             for start, group in groups.items():
                 part = self._kept(paths[start], group)
                 for _, examples in itertools.islice(reading, len(missing[start])):
-                    part.extend(self._measure(examples, params, masks))
+                    part.extend(self._measure(examples, params))
                     if not part.failed:
                         write_atomically(paths[start], part.to_bytes())
                     progress.add(len(examples))
@@ -210,9 +207,7 @@ class Measurer:
         )
         return Example(name, pixels, picture, objects)
 
-    def _measure(
-        self, examples: list[Example | _Failure], params: Any, masks: bool
-    ) -> Measurements:
+    def _measure(self, examples: list[Example | _Failure], params: Any) -> Measurements:
         """What a batch shows."""
         found = self.protocol.nothing()
         pixels = np.zeros((self.protocol.batch_size, *self.protocol.size, 3), np.uint8)
@@ -233,7 +228,7 @@ class Measurer:
                 arrays = (out[name][row] for name in ("coding_rate", "sparsity"))
                 with _named(example):
                     found.attention.add(out["maps"][row], example.objects, *arrays)
-        if usable and self._features and masks:
+        if usable and self._features:
             features = self._features(pixels, params)
             for place, layer in enumerate(self.protocol.mask_layers):
                 for tau in self.protocol.taus:

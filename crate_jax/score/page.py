@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from crate_jax.export.charts import Line, line_chart
-from crate_jax.export.tables import Cell, Table, cell, layer_tables, rule_names
+from crate_jax.export.tables import NONE, Cell, Table, cell, layer_tables, rule_names
 from crate_jax.score.measurements import Measurements
 from crate_jax.score.measuring import Protocol
 from crate_jax.score.tasks import Task
@@ -19,9 +19,9 @@ _OVER_LAYERS = (
 )
 
 
-def mask_prefix(layer: int, tau: float) -> str:
-    """maskcut/layerNN/tauT of a layer's index from 0."""
-    return f"maskcut/layer{layer + 1:02d}/tau{tau:g}"
+def mask_prefix(layer: int, tau: float, weights: str = "") -> str:
+    """maskcut/layerNN/tauT of a layer's index from 0; of `weights` "_random" maskcut_random/."""
+    return f"maskcut{weights}/layer{layer + 1:02d}/tau{tau:g}"
 
 
 def score_tables(
@@ -64,12 +64,16 @@ def score_tables(
 
 
 def mask_table(estimates: Estimates, protocol: Protocol, measured: Measurements) -> Table:
-    """Box and mask AP by layer and tau."""
+    """Box and mask AP by layer and tau, and with random weights."""
     rows = []
     for (layer, tau), without in measured.without_mask().items():
-        prefix = mask_prefix(layer, tau)
-        cells = [cell(estimates[f"{prefix}/{kind}/{ap}"], percent=True) for kind, ap in _APS]
-        rows.append([Cell(f"{layer + 1}, {tau:g}"), *cells, Cell(str(without))])
+        for weights, said in (("", ""), ("_random", ", random weights")):
+            names = [f"{mask_prefix(layer, tau, weights)}/{kind}/{ap}" for kind, ap in _APS]
+            if names[0] not in estimates:
+                continue
+            cells = [cell(estimates[n], percent=True, control=bool(weights)) for n in names]
+            label = Cell(f"{layer + 1}, {tau:g}{said}")
+            rows.append([label, *cells, Cell(NONE if weights else str(without))])
     return Table(
         "MaskCut: class-agnostic COCO AP, per cent",
         f"N = {protocol.max_masks}, every mask of score 1; 95 % bootstrap intervals over images.",

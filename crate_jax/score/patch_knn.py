@@ -129,8 +129,10 @@ class PatchKNN(Task):
     def scores(self, stem: str, columns: Columns) -> dict[str, Estimate]:
         """knn/miou_identity, knn/miou_matched, and knn_random/.
 
-        Bootstrap over images; a draw keeps the assignment of all images, since one of its own would
-        raise the mean of every draw.
+        Bayesian bootstrap over images (Rubin 1981): a draw weighs each by a flat Dirichlet, so that
+        no class vanishes from it. Drawn with repetition, a class of few images is missing in a
+        third of the draws and more, counts as 0 there, and the interval lies below the mean. A draw
+        keeps the assignment of all images, since one of its own would raise its mean.
         """
         found = {}
         truths, rows = (np.array(columns[f"knn/{name}"]) for name in ("truths", "confusion"))
@@ -140,8 +142,8 @@ class PatchKNN(Task):
             assigned = patch_knn.assignment(whole, matched=bool(matched))
             counts = _of_classes(truths, rows, assigned)
             rng, images = np.random.default_rng(self.seed), len(counts)
-            times = rng.multinomial(images, np.full(images, 1 / images), size=self.samples)
-            ends = np.percentile(_miou(np.tensordot(times, counts, 1)), [2.5, 97.5])
+            shares = rng.dirichlet(np.ones(images), size=self.samples)
+            ends = np.percentile(_miou(np.tensordot(shares, counts, 1)), [2.5, 97.5])
             value = patch_knn.miou(whole, matched=bool(matched))
             found[f"{stem}/{name}"] = Estimate(value, *map(float, ends))
         return found
@@ -192,7 +194,8 @@ def _of_classes(truths: np.ndarray, rows: np.ndarray, assigned: np.ndarray) -> n
 def _miou(counts: np.ndarray) -> np.ndarray:
     """f64[draws, 3, classes] -> f64[draws]."""
     both, true, predicted = np.moveaxis(counts, 1, 0)
-    return (both / np.maximum(true + predicted - both, 1)).mean(axis=-1)
+    union = true + predicted - both
+    return (both / np.where(union > 0, union, 1)).mean(axis=-1)
 
 
 def _nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

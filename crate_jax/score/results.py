@@ -33,7 +33,7 @@ class Passes:
     """Which passes to make beside the network's own.
 
     Attributes:
-        untrained: the same network with random weights (not for MaskCut).
+        untrained: the same network with random weights.
         noise: (standard deviation, part of pixels) settings of the paper's noise.
         steps: of the run that the checkpoint is; each is a network of the series.
         samples: bootstrap draws of an AP; of the others there are always 10,000.
@@ -155,9 +155,9 @@ class _Scores:
         """All passes; returns what stands in scores.json."""
         network, passes = self.measurer.network, self.passes
         self.trained, random = self._pass("trained"), None
-        if passes.untrained and (self.measurer.protocol.attention_layers or self.measurer.tasks):
+        if passes.untrained:
             weights = inference.random_weights(network, passes.seed)
-            random = self._pass("random", weights, masks=False)
+            random = self._pass("random", weights)
         self.main = self._estimates(self.trained, random)
         for sd, part in passes.noise:
             measured = self._pass(f"noise-{sd:g}-{part:g}", noisy=(sd, part))
@@ -187,9 +187,10 @@ class _Scores:
                 measured.attention, untrained, samples=_IOU_SAMPLES, seed=self.passes.seed
             )
         if protocol.mask_layers:
-            found |= mask_estimates(
-                measured, self.measurer.data, samples=self.passes.samples, seed=self.passes.seed
-            )
+            draws = {"samples": self.passes.samples, "seed": self.passes.seed}
+            found |= mask_estimates(measured, self.measurer.data, **draws)
+            if random is not None:
+                found |= mask_estimates(random, self.measurer.data, "_random", **draws)
         rows = None if random is None else random.columns
         for task in self.measurer.tasks:
             found |= task.estimates(measured.used, measured.columns, rows)
@@ -212,12 +213,18 @@ class _Scores:
 
 
 def mask_estimates(
-    measured: Measurements, data: Dataset, *, samples: int = 1_000, seed: int = 0
+    measured: Measurements,
+    data: Dataset,
+    weights: str = "",
+    *,
+    samples: int = 1_000,
+    seed: int = 0,
 ) -> dict[str, Estimate]:
     """COCO's class-agnostic AP of MaskCut's masks, for every layer and tau.
 
-    maskcut/layerNN/tauT/KIND/AP with KIND box or mask; also AP50, AP75, AR100. Images that failed
-    are left out of the ground truth too. NaN where there is nothing to find.
+    maskcut/layerNN/tauT/KIND/AP with KIND box or mask; also AP50, AP75, AR100. With "_random" as
+    `weights` maskcut_random/. Images that failed are left out of the ground truth too. NaN where
+    there is nothing to find.
     """
     truth = data.ground_truth(measured.used)
     estimates = {}
@@ -226,7 +233,7 @@ def mask_estimates(
         scores = scoring.coco_ap(truth, found, samples=samples, seed=seed)
         for name in (f"{kind}/{ap}" for kind in ("box", "mask") for ap in _APS):
             three = (scores.get(f"{name}{end}", math.nan) for end in ("", "/low", "/high"))
-            estimates[f"{page.mask_prefix(*cut)}/{name}"] = Estimate(*map(float, three))
+            estimates[f"{page.mask_prefix(*cut, weights)}/{name}"] = Estimate(*map(float, three))
     return estimates
 
 

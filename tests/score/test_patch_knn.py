@@ -23,6 +23,19 @@ def images():
     return counts
 
 
+def test_the_interval_of_many_classes_holds_the_mean():
+    """Forty classes, of which thirty are in one image each."""
+    rng, counts = np.random.default_rng(0), np.zeros((30, 40, 40), np.int64)
+    for index, one in enumerate(counts):
+        one[0, 0], one[index, index], one[index, 0] = 900, 40, rng.integers(20, 60)
+    task = types.SimpleNamespace(data=types.SimpleNamespace(classes=40), samples=1000, seed=0)
+    kept = [patch_knn._compact(one, 2) for one in counts]
+    columns = {name: [row[name] for row in kept] for name in kept[0]}
+    for estimate in patch_knn.PatchKNN.scores(task, "knn", columns).values():
+        assert estimate.low < estimate.value < estimate.high
+        assert estimate.high - estimate.low < 0.1
+
+
 def test_means_are_those_of_the_summed_matrix(images):
     task = types.SimpleNamespace(data=types.SimpleNamespace(classes=CLASSES), samples=2000, seed=0)
     kept = [patch_knn._compact(one, MOST) for one in images]

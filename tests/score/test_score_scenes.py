@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from crate_jax import inference
+from crate_jax.convert import checkpoints
 from crate_jax.data.scenes import Scenes
 from crate_jax.files import Lock, write_atomically
+from crate_jax.models import base
 from crate_jax.score import measuring
 from crate_jax.score.__main__ import main as score
 from crate_jax.score.datasets import SceneInstances
@@ -38,6 +41,26 @@ def test_series_over_checkpoints_ends_with_the_newest(scored):
     name = "cls_iou/mass/best/layer02"
     assert result["steps"]["20"][name] == result["scores"][name]
     assert result["steps"]["10"][name] != result["scores"][name]
+
+
+def test_masks_of_random_weights_stand_beside_the_networks(scored, workdir, tmp_path):
+    out, result = scored
+    network = inference.random_weights(inference.load(workdir), seed=0)
+    untrained = tmp_path / "untrained.safetensors"
+    checkpoints.save(base.merge(network.definition, network.params), untrained)
+    argv = ["--dataset=scenes", f"--checkpoint={untrained}", f"--out={tmp_path / 'out'}"]
+    argv += ["--limit=5", "--no-random", "--samples=10", "--size=32", "--task=maskcut"]
+    assert score([*argv, f"--classes={result['settings']['classes']}"]) == 0
+    alone = json.loads((tmp_path / "out" / "scores.json").read_text())["scores"]
+    stem = "layer02/tau0.15"
+    names = [f"{stem}/{kind}/{ap}" for kind in ("box", "mask") for ap in ("AP", "AP50")]
+    for name in names:
+        assert result["scores"][f"maskcut_random/{name}"] == alone[f"maskcut/{name}"]
+    assert any(
+        result["scores"][f"maskcut/{n}"] != result["scores"][f"maskcut_random/{n}"] for n in names
+    )
+    assert not [name for name in alone if "_random" in name]
+    assert "2, 0.15, random weights" in (out / "index.html").read_text()
 
 
 @pytest.fixture
