@@ -11,16 +11,20 @@ command packs what it has learned so far, also of a run that goes on; the digest
 pinned in `crate_jax/convert/shipped.py`.
 
 Two cores learn what the objects look like sooner from scenes of a quarter of the patches, objects
-large in them, and then where they are in whole ones. The file that ships was made so:
+large in them, and then where they are in whole ones. The file that ships was made so, before the
+quick start's weight decay was trebled:
 
     python -m crate_jax.main --config=configs/scenes_shipped.py:side=32,images=400000,batch=64 \\
-        --workdir=runs/scenes_near
+        --config.optimizer.weight_decay=0.05 --workdir=runs/scenes_near
     python -m crate_jax.main --config=configs/scenes_shipped.py:images=80000 \\
         --config.init_from=runs/scenes_near --config.optimizer.muon_learning_rate=0.01 \\
-        --workdir=runs/scenes_shipped
+        --config.optimizer.weight_decay=0.05 --workdir=runs/scenes_shipped
 
 The first was stopped after 3,051 of its 6,250 steps (195,264 scenes). 93.4 % of 2,000 held-out
-scenes of 600 objects are named rightly after the second.
+scenes of 600 objects are named rightly after the second, and layer 3 has a mass IoU of 0.354, on
+another scene's object 0.092. What more decay brings, from these weights (whose head is drawn anew):
+`:images=32000`, decay 0.3, Muon at 0.01, warm-up 3,200 scenes ends with 78.2 %, and in layer 4 with
+0.397 and 0.094: attention covers more of an object, and 32,000 scenes are too few for 600 names.
 
 As the quick start (`configs/scenes_tiny.py`), and longer: Muon for the matrices of the layers,
 AdamW for the rest. `:images=200000` makes it shorter, `:seed=1` another one.
