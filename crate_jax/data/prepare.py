@@ -17,53 +17,32 @@ everything is there and counted, and holds `prepared.json` with its source and t
 OUT.partial of another source is refused, not mixed with this one.
 """
 
-import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import os
-import re
 import shutil
 import sys
-import tarfile
-from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from rich.progress import Progress
 
 from crate_jax import command_line, files
-from crate_jax.data import decode
+from crate_jax.data import archives, decode
+from crate_jax.data.archives import OFFICIAL, Archives
 from crate_jax.data.folders import Folder
 
 _RECORD = "prepared.json"
 
 
-@dataclasses.dataclass(frozen=True)
-class Archives:
-    """What the archives of ImageNet-1k (ILSVRC 2012) must be.
-
-    The MD5 is that published with torchvision, the sizes are those that image-net.org serves.
-    """
-
-    train: str = "ILSVRC2012_img_train.tar"
-    val: str = "ILSVRC2012_img_val.tar"
-    devkit: str = "ILSVRC2012_devkit_t12.tar.gz"
-    train_bytes: int = 147_897_477_120
-    val_bytes: int = 6_744_924_160
-    devkit_md5: str = "fa75699e90414af021442c21a62c3abf"
-    classes: int = 1_000
-    train_images: int = 1_281_167
-    val_images: int = 50_000
-
-
-def imagenet(tars: str, out: str, archives: Archives = Archives()) -> dict[str, int]:
+def imagenet(tars: str, out: str, official: Archives = OFFICIAL) -> dict[str, int]:
     """Unpacks ImageNet-1k into `out`.
 
     Args:
         tars: folder of the three archives.
         out: folder to be made; must not exist.
-        archives: what to expect; tests use small ones.
+        official: what to expect; tests use small ones.
 
     Returns:
         Counts: `classes`, `train`, `val`.
@@ -74,31 +53,32 @@ def imagenet(tars: str, out: str, archives: Archives = Archives()) -> dict[str, 
             written then. Or a part of an archive is damaged: what came before it is in
             `out`.partial.
     """
-    paths = _check_archives(tars, archives)
-    labels, wnids = _validation_labels(paths[2])
-    _check_count("validation labels in the development kit", archives.val_images, len(labels))
-    _check_count("classes in the development kit", archives.classes, len(wnids))
-    _check_classes(paths[0], wnids)
+    paths = archives.check_files(tars, official)
+    labels, wnids = archives.validation_labels(paths[2])
+    _check_count("validation labels in the development kit", official.val_images, len(labels))
+    _check_count("classes in the development kit", official.classes, len(wnids))
+    archives.check_classes(paths[0], wnids)
     expected = {
-        "classes": archives.classes,
-        "train": archives.train_images,
-        "val": archives.val_images,
+        "classes": official.classes,
+        "train": official.train_images,
+        "val": official.val_images,
     }
     with files.Lock(f"{out.rstrip('/')}.lock"):
-        source = dataclasses.asdict(archives)
+        source = dataclasses.asdict(official)
         if _is_prepared(out, source, expected):
             return expected
-        partial = _start(out, source, needed=archives.train_bytes + archives.val_bytes)
+        partial = _start(out, source, needed=official.train_bytes + official.val_bytes)
         with Progress() as progress:
-            task = progress.add_task("classes", total=archives.classes)
-            with _archive(paths[0]) as train:
+            task = progress.add_task("classes", total=official.classes)
+            with archives.opened(paths[0]) as train:
                 for member in train:
                     class_folder = os.path.join(partial, "train", member.name[: -len(".tar")])
-                    _make_whole(class_folder, functools.partial(_unpack_class, train, member))
+                    unpack = functools.partial(archives.unpack_class, train, member)
+                    _make_whole(class_folder, unpack)
                     progress.advance(task)
-            task = progress.add_task("validation images", total=archives.val_images)
+            task = progress.add_task("validation images", total=official.val_images)
             advance = functools.partial(progress.advance, task)
-            unpack = functools.partial(_unpack_validation, paths[1], labels, advance)
+            unpack = functools.partial(archives.unpack_validation, paths[1], labels, advance)
             _make_whole(os.path.join(partial, "val"), unpack)
         return _finish(partial, out, source, expected)
 
@@ -163,43 +143,6 @@ def _expected(parts: dict[str, Folder], root: str) -> tuple[dict[str, int], list
         counts[split] = len(there)
         dropped += [images.path(index) for index in range(len(images)) if index not in there]
     return counts, dropped
-
-
-def _check_archives(tars: str, archives: Archives) -> list[str]:
-    """The paths of the three archives, whose sizes and sum fit."""
-    paths = [os.path.join(tars, name) for name in (archives.train, archives.val, archives.devkit)]
-    wanted = [f"{archives.train_bytes:,} bytes", f"{archives.val_bytes:,} bytes"]
-    wanted.append(f"MD5 {archives.devkit_md5}")
-    found = [f"{os.path.getsize(p):,} bytes" if os.path.isfile(p) else "no file" for p in paths]
-    if os.path.isfile(paths[2]):
-        with open(paths[2], "rb") as file:
-            found[2] = f"MD5 {hashlib.file_digest(file, 'md5').hexdigest()}"
-    if found != wanted:
-        lines = [
-            f"  {path}: expected {want}, found {got}"
-            for path, want, got in zip(paths, wanted, found, strict=True)
-            if got != want
-        ]
-        raise ValueError(
-            "These are not the archives of ImageNet-1k:\n" + "\n".join(lines) + "\n"
-            "Download them from https://image-net.org (an account is needed)."
-        )
-    return paths
-
-
-def _check_classes(path: str, wnids: list[str]) -> None:
-    """Raises ValueError unless the training archive holds one plain file for each class."""
-    with _archive(path) as train:
-        members = list(train)
-    wanted = {f"{wnid}.tar" for wnid in wnids}
-    got = {member.name for member in members if _is_plain(member)}
-    if wanted != got or len(members) != len(wanted):
-        odd = sorted((wanted ^ got) | {m.name for m in members if not _is_plain(m)})
-        raise ValueError(
-            f"{path}: expected one tar for each of the {len(wnids)} classes of the "
-            f"development kit, got {len(members)} entries; missing, empty, no file or another: "
-            f"{', '.join(odd[:3])}; download it again"
-        )
 
 
 def _is_prepared(out: str, source: Mapping[str, Any], expected: dict[str, int]) -> bool:
@@ -288,92 +231,6 @@ def _check_count(what: str, expected: int, got: int) -> None:
             f"{what}: expected {expected:,}, got {got:,}; the source is damaged or another one: "
             "get it again, and remove the .partial folder if there is one"
         )
-
-
-@contextlib.contextmanager
-def _archive(path: str, inner: IO[bytes] | None = None) -> Iterator[tarfile.TarFile]:
-    """A tar, whose damage is an error that names it; `inner` where it is a file in another."""
-    try:
-        with tarfile.open(path, "r:", inner) as archive:
-            yield archive
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(
-            f"{path}: expected a whole tar, got a damaged one ({error}); download it again"
-        ) from error
-
-
-def _is_plain(member: tarfile.TarInfo) -> bool:
-    """A file with content: no link, and nothing sparse, which grows."""
-    return member.isfile() and not member.issparse() and member.size > 0
-
-
-def _unpack_class(train: tarfile.TarFile, member: tarfile.TarInfo, to: str) -> None:
-    wnid = member.name[: -len(".tar")]
-
-    def place(name: str) -> str | None:
-        return name if re.fullmatch(rf"{wnid}_\d+\.JPEG", name) else None
-
-    with _archive(f"{train.name} ({member.name})", train.extractfile(member)) as images:
-        if not _write_members(images, to, place):
-            raise ValueError(f"{images.name}: expected images, got none; download it again")
-
-
-def _unpack_validation(path: str, labels: list[str], advance: Callable[[], None], to: str) -> None:
-    def place(name: str) -> str | None:
-        match = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", name)
-        if not match or not 1 <= int(match[1]) <= len(labels):
-            return None
-        advance()
-        return os.path.join(labels[int(match[1]) - 1], name)
-
-    for wnid in set(labels):
-        os.makedirs(os.path.join(to, wnid))
-    with _archive(path) as images:
-        _write_members(images, to, place)
-
-
-def _write_members(archive: tarfile.TarFile, to: str, place: Callable[[str], str | None]) -> int:
-    """Writes the files of an archive where `place` says, and counts them.
-
-    No name, kind or size in the archive is trusted.
-    """
-    count = 0
-    for member in archive:
-        target = place(member.name) if _is_plain(member) else None
-        if target is None:
-            raise ValueError(
-                f"{archive.name}: expected images of these classes alone, got an unexpected "
-                f"{member.name!r} (of {member.size} bytes); download it again"
-            )
-        with archive.extractfile(member) as image, open(os.path.join(to, target), "xb") as file:
-            shutil.copyfileobj(image, file)
-        count += 1
-    return count
-
-
-def _validation_labels(devkit: str) -> tuple[list[str], list[str]]:
-    """The WordNet id of every validation image in order, and of every class."""
-    import scipy.io  # half a second that only this needs
-
-    try:
-        with tarfile.open(devkit, "r:gz") as archive:
-            parts = {os.path.basename(m.name): m for m in archive if _is_plain(m)}
-            meta = archive.extractfile(parts["meta.mat"])
-            truth = archive.extractfile(parts["ILSVRC2012_validation_ground_truth.txt"])
-            synsets = scipy.io.loadmat(meta, squeeze_me=True)["synsets"]
-            numbers = [int(line) for line in truth.read().split()]
-        leaves = synsets[synsets["num_children"] == 0]
-        ids = zip(leaves["ILSVRC2012_ID"], leaves["WNID"], strict=True)
-        wnids = {int(number): str(wnid) for number, wnid in ids}
-        labels = [wnids[number] for number in numbers]
-    except Exception as error:  # SciPy raises anything on a damaged file
-        raise ValueError(
-            f"{devkit}: expected the development kit with its meta.mat and ground truth, got "
-            f"{type(error).__name__}: {error}; download it again"
-        ) from error
-    if odd := [wnid for wnid in wnids.values() if not re.fullmatch(r"n\d+", wnid)]:
-        raise ValueError(f"{devkit}: expected class ids such as n01440764, got {odd[0]!r}")
-    return labels, sorted(wnids.values())
 
 
 def _copy_sound(images: Folder, split: str, partial: str, progress: Progress) -> None:

@@ -180,6 +180,7 @@ def patches_in_box(
     box: Shaped[ArrayLike, "4"],
     size: tuple[int, int],
     *,
+    centres: bool = False,
     resize: int = 256,
     crop: int = 224,
     patch_size: int = 16,
@@ -189,37 +190,25 @@ def patches_in_box(
     The box goes the way of the image (short side to `resize`, centre crop), is clipped to the
     crop, and covers rows floor(y0 / p) to floor(y1 / p), both inclusive, at most the last. So a box
     outside of the crop at the top or left still counts a border patch, and an edge on a patch's
-    border counts the next patch: `centres_in_box` does neither.
+    border counts the next patch: with `centres` neither is so.
 
     Args:
         box: left, top, right, bottom in pixels of the image.
         size: (height, width) of the image.
+        centres: instead the patches whose centre lies inside; none where the box is cropped away.
         resize: px that the short side gets.
         crop: px of the square that is cut out.
         patch_size: px of a patch.
     """
-    left, top, right, bottom = _in_crop(box, size, resize, crop)
-    cells = np.arange(crop // patch_size)
-    rows = (cells >= top // patch_size) & (cells <= bottom // patch_size)
-    columns = (cells >= left // patch_size) & (cells <= right // patch_size)
-    return rows[:, None] & columns
-
-
-def centres_in_box(
-    box: Shaped[ArrayLike, "4"],
-    size: tuple[int, int],
-    *,
-    resize: int = 256,
-    crop: int = 224,
-    patch_size: int = 16,
-) -> Bool[np.ndarray, "rows columns"]:
-    """The patches whose centre lies inside a box; none where the box is cropped away."""
-    left, top, right, bottom = _in_crop(box, size, resize, crop)
-    centres = (np.arange(crop // patch_size) + 0.5) * patch_size
-    rows = (centres >= top) & (centres < bottom)
-    return rows[:, None] & (centres >= left) & (centres < right)
-
-
-def _in_crop(box, size, resize, crop) -> np.ndarray:
     scale, offset = crop_frame(size, resize, crop)
-    return np.clip(np.asarray(box, np.float64) * scale - np.array(offset * 2), 0, crop)
+    placed = np.clip(np.asarray(box, np.float64) * scale - np.array(offset * 2), 0, crop)
+    left, top, right, bottom = placed
+    cells = np.arange(crop // patch_size)
+
+    def within(low: float, high: float) -> np.ndarray:
+        if centres:
+            middles = (cells + 0.5) * patch_size
+            return (middles >= low) & (middles < high)
+        return (cells >= low // patch_size) & (cells <= high // patch_size)
+
+    return within(top, bottom)[:, None] & within(left, right)

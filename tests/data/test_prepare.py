@@ -14,7 +14,7 @@ import scipy.io
 from PIL import Image
 
 from crate_jax import files
-from crate_jax.data import prepare
+from crate_jax.data import archives, prepare
 from crate_jax.data.folders import Folder
 
 WNIDS = ("n00000007", "n00000003", "n00000005")  # not in the order of their numbers
@@ -74,7 +74,7 @@ def make_archives(folder, extra=None, replaced=None, devkit=None):
     write_tar(f"{folder}/ILSVRC2012_devkit_t12.tar.gz", kit, "w:gz")
     with open(f"{folder}/ILSVRC2012_devkit_t12.tar.gz", "rb") as file:
         md5 = hashlib.md5(file.read()).hexdigest()
-    return prepare.Archives(
+    return archives.Archives(
         train_bytes=os.path.getsize(f"{folder}/ILSVRC2012_img_train.tar"),
         val_bytes=os.path.getsize(f"{folder}/ILSVRC2012_img_val.tar"),
         devkit_md5=md5,
@@ -107,7 +107,7 @@ def test_imagenet_is_unpacked_into_class_folders(tars, tmp_path):
 
 def test_an_interrupted_preparation_goes_on_and_never_looks_whole(tars, tmp_path, monkeypatch):
     out = str(tmp_path / "imagenet")
-    original, calls = prepare._unpack_class, []
+    original, calls = archives.unpack_class, []
 
     def fail_at_the_third(train, member, to):
         calls.append(member.name)
@@ -116,7 +116,7 @@ def test_an_interrupted_preparation_goes_on_and_never_looks_whole(tars, tmp_path
             os.remove(os.path.join(to, os.listdir(to)[0]))
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(prepare, "_unpack_class", fail_at_the_third)
+    monkeypatch.setattr(archives, "unpack_class", fail_at_the_third)
     with pytest.raises(OSError, match="No space"):
         prepare.imagenet(tars[0], out, tars[1])
     assert not os.path.exists(out)
@@ -128,10 +128,10 @@ def test_an_interrupted_preparation_goes_on_and_never_looks_whole(tars, tmp_path
 
 @pytest.mark.parametrize("damage", ["missing", "short", "foreign", "few", "devkit"])
 def test_archives_are_checked_before_work(tars, tmp_path, damage):
-    folder, archives = tars
+    folder, official = tars
     out = str(tmp_path / "imagenet")
     path = f"{folder}/ILSVRC2012_img_val.tar"
-    match = rf"ILSVRC2012_img_val.tar: expected {archives.val_bytes:,} bytes, found "
+    match = rf"ILSVRC2012_img_val.tar: expected {official.val_bytes:,} bytes, found "
     if damage == "missing":
         os.remove(path)
         match += "no file"
@@ -142,34 +142,34 @@ def test_archives_are_checked_before_work(tars, tmp_path, damage):
     elif damage == "foreign":
         write_tar(f"{folder}/ILSVRC2012_img_train.tar", {"n9.tar": b""})
         size = os.path.getsize(f"{folder}/ILSVRC2012_img_train.tar")
-        archives = dataclasses.replace(archives, train_bytes=size)
+        official = dataclasses.replace(official, train_bytes=size)
         match = "one tar for each of the 3 classes"
     elif damage == "few":
-        archives = dataclasses.replace(archives, val_images=7)
+        official = dataclasses.replace(official, val_images=7)
         match = "validation labels.*expected 7, got 6"
     else:
         with open(f"{folder}/ILSVRC2012_devkit_t12.tar.gz", "ab") as file:
             file.write(b"x")
         match = "devkit_t12.tar.gz: expected MD5"
     with pytest.raises(ValueError, match=match):
-        prepare.imagenet(folder, out, archives)
+        prepare.imagenet(folder, out, official)
     assert not os.path.exists(out)
     assert not os.path.exists(out + ".partial")
 
 
 def test_a_wrong_count_is_not_given_its_name(tars, tmp_path):
     out = str(tmp_path / "imagenet")
-    archives = dataclasses.replace(tars[1], train_images=13)
+    official = dataclasses.replace(tars[1], train_images=13)
     with pytest.raises(ValueError, match=r"train in .*expected 13, got 12"):
-        prepare.imagenet(tars[0], out, archives)
+        prepare.imagenet(tars[0], out, official)
     assert not os.path.exists(out)
 
 
 def test_names_in_an_archive_are_not_trusted(tmp_path):
     folder = str(tmp_path / "tars")
-    archives = make_archives(folder, extra={"../../evil.JPEG": b"x"})
+    official = make_archives(folder, extra={"../../evil.JPEG": b"x"})
     with pytest.raises(ValueError, match=r"unexpected '\.\./\.\./evil"):
-        prepare.imagenet(folder, str(tmp_path / "out"), archives)
+        prepare.imagenet(folder, str(tmp_path / "out"), official)
     assert not list(tmp_path.rglob("evil*"))
 
 
@@ -212,8 +212,8 @@ def sparse():
 )
 def test_damage_inside_an_archive_is_one_line(tmp_path, capsys, monkeypatch, content, message):
     tars = str(tmp_path / "tars")
-    archives = make_archives(tars, replaced={f"{WNIDS[0]}.tar": content})
-    monkeypatch.setattr(prepare.imagenet, "__defaults__", (archives,))
+    official = make_archives(tars, replaced={f"{WNIDS[0]}.tar": content})
+    monkeypatch.setattr(prepare.imagenet, "__defaults__", (official,))
     assert prepare.main(["imagenet", f"--tars={tars}", f"--out={tmp_path}/out"]) == 2
     error = capsys.readouterr().err
     assert re.search(message, error)
@@ -223,7 +223,7 @@ def test_damage_inside_an_archive_is_one_line(tmp_path, capsys, monkeypatch, con
 
 def test_link_in_place_of_a_class_is_refused_before_work(tmp_path):
     folder = str(tmp_path / "tars")
-    archives = make_archives(folder)
+    official = make_archives(folder)
     with tarfile.open(f"{folder}/ILSVRC2012_img_train.tar", "w") as archive:
         for wnid in WNIDS:
             member = tarfile.TarInfo(f"{wnid}.tar")
@@ -232,7 +232,7 @@ def test_link_in_place_of_a_class_is_refused_before_work(tmp_path):
     size = os.path.getsize(f"{folder}/ILSVRC2012_img_train.tar")
     with pytest.raises(ValueError, match=r"one tar for each .* no file"):
         prepare.imagenet(
-            folder, str(tmp_path / "out"), dataclasses.replace(archives, train_bytes=size)
+            folder, str(tmp_path / "out"), dataclasses.replace(official, train_bytes=size)
         )
     assert not list(tmp_path.glob("out*"))
 
@@ -248,9 +248,9 @@ def test_link_in_place_of_a_class_is_refused_before_work(tmp_path):
 )
 def test_broken_devkit_is_one_line_that_names_it(tmp_path, devkit):
     folder = str(tmp_path / "tars")
-    archives = make_archives(folder, devkit=devkit)
+    official = make_archives(folder, devkit=devkit)
     with pytest.raises(ValueError, match=r"devkit_t12\.tar\.gz: expected the development kit"):
-        prepare.imagenet(folder, str(tmp_path / "out"), archives)
+        prepare.imagenet(folder, str(tmp_path / "out"), official)
     assert not list(tmp_path.glob("out*"))
 
 

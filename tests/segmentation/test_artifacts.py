@@ -19,10 +19,10 @@ def test_patches_in_a_box_agree_with_the_authors():
 
 
 def test_centres_count_no_border_that_is_not_the_box():
-    one = artifacts.centres_in_box(np.array([16, 16, 48, 48]), (224, 224), resize=224)
+    one = artifacts.patches_in_box(np.array([16, 16, 48, 48]), (224, 224), resize=224, centres=True)
     assert one.sum() == 4
     assert one[1:3, 1:3].all()
-    gone = artifacts.centres_in_box(np.array([0, 0, 3, 3]), (341, 670))
+    gone = artifacts.patches_in_box(np.array([0, 0, 3, 3]), (341, 670), centres=True)
     assert not gone.any()
 
 
