@@ -25,7 +25,7 @@ import argparse
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from crate_jax import arguments, command_line
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     arguments.add_input(add, "; of scenes always the training size, at which they are composed")
     add(
         "--layers",
-        type=_layers,
+        type=_or_all("indices"),
         metavar="LIST",
         help="indices such as 6,8,-1, or all. Default: all for attention, the last for MaskCut",
     )
@@ -142,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--steps",
-        type=_steps,
+        type=_or_all("steps"),
         default=(),
         metavar="LIST",
         help="of a run: repeat for these checkpoints, such as 500,1000, or all",
@@ -168,12 +168,9 @@ def _outliers(text: str) -> str:
     return text
 
 
-def _layers(text: str):
-    return text if text == "all" else arguments.numbers(int, "indices")(text)
-
-
-def _steps(text: str):
-    return text if text == "all" else arguments.numbers(int, "steps")(text)
+def _or_all(name: str) -> Callable[[str], tuple[int, ...] | str]:
+    """A parser of whole numbers with commas between them, or the word all."""
+    return lambda text: text if text == "all" else arguments.numbers(int, name)(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -268,15 +265,17 @@ def _on_disk(args: argparse.Namespace):
     from crate_jax.score import datasets
 
     name, root, split, limit = args.dataset, args.root, args.split, args.limit
-    if name == "voc":
-        return datasets.VocLabels(root, split or "val", limit)
-    if name == "coco":
-        return datasets.CocoInstances(root, split or "val2017", limit)
-    if name in names.BOXES:
-        return datasets.DiscoveryBoxes(name, root, split, limit, args.without_difficult)
-    if name in names.SALIENCY:
-        return datasets.SalientObjects(name, root, limit)
-    return datasets.VocMemory(root, limit, args.memory_images)
+    sets = {
+        "voc": lambda: datasets.VocLabels(root, split or "val", limit),
+        "coco": lambda: datasets.CocoInstances(root, split or "val2017", limit),
+        "hummingbird": lambda: datasets.VocMemory(root, limit, args.memory_images),
+        **dict.fromkeys(
+            names.BOXES,
+            lambda: datasets.DiscoveryBoxes(name, root, split, limit, args.without_difficult),
+        ),
+        **dict.fromkeys(names.SALIENCY, lambda: datasets.SalientObjects(name, root, limit)),
+    }
+    return sets[name]()
 
 
 def _tasks(args: argparse.Namespace, data) -> tuple[str, ...]:
@@ -294,36 +293,36 @@ def _further(args: argparse.Namespace, network, data, protocol) -> list:
     from crate_jax import inference
     from crate_jax.score import artifacts, corloc, patch_knn, saliency, tasks
 
-    wanted, found = _tasks(args, data), []
     draws = {"seed": args.seed}
     of_features = network, data, args.dataset, protocol.size
-    if {"corloc", "saliency"} & set(wanted):
-        layer = inference.layer_index(network.config, None, "attention")
-        arrays = tasks.OwnSize(network, layer, args.features)
-        options: dict[str, Any] = {"arrays": arrays, "tau": args.discovery_tau, **draws}
-    if "corloc" in wanted:
-        found.append(corloc.CorLoc(*of_features, k=args.lost_k, **options))
-    if "saliency" in wanted:
-        found.append(saliency.Saliency(*of_features, mask_tau=args.taus[0], **options))
+    layer = inference.layer_index(network.config, None, "attention")
+    arrays = tasks.OwnSize(network, layer, args.features)  # compiled when first used
+    options: dict[str, Any] = {"arrays": arrays, "tau": args.discovery_tau, **draws}
     shape = protocol.size, protocol.batch_size
     memory = patch_knn.SCENES_MEMORY if args.dataset == "scenes" else patch_knn.PAPER_MEMORY
-    if "knn" in wanted:
-        found.append(
-            patch_knn.PatchKNN(
-                network,
-                data,
-                *shape,
-                entries=args.memory or memory,
-                k=args.neighbours,
-                samples=args.samples,
-                say=command_line.say,
-                **draws,
-            )
-        )
-    if "artifacts" in wanted:
-        layers = _chosen(network, args.layers, tuple(range(network.config.depth)))
-        found.append(artifacts.Artifacts(network, layers, *shape, rule=args.outliers, **draws))
-    return found
+    known = {
+        "corloc": lambda: corloc.CorLoc(*of_features, k=args.lost_k, **options),
+        "saliency": lambda: saliency.Saliency(*of_features, mask_tau=args.taus[0], **options),
+        "knn": lambda: patch_knn.PatchKNN(
+            network,
+            data,
+            *shape,
+            entries=args.memory or memory,
+            k=args.neighbours,
+            samples=args.samples,
+            say=command_line.say,
+            **draws,
+        ),
+        "artifacts": lambda: artifacts.Artifacts(
+            network,
+            _chosen(network, args.layers, tuple(range(network.config.depth))),
+            *shape,
+            rule=args.outliers,
+            **draws,
+        ),
+    }
+    wanted = _tasks(args, data)
+    return [make() for name, make in known.items() if name in wanted]
 
 
 def _chosen(network, layers, default) -> tuple[int, ...]:

@@ -8,14 +8,14 @@ import numpy as np
 
 from crate_jax import inference
 from crate_jax.export.tables import Cell, Table, cell
-from crate_jax.score.tasks import Columns, Example, Row, Task, check_finite
+from crate_jax.score.tasks import Columns, Example, OfWeights, Row, check_finite
 from crate_jax.segmentation import artifacts, emergence
 from crate_jax.segmentation.emergence import Estimate, layer_name
 
 _QUANTILES = {q: f"q{100 * q:g}" for q in artifacts.QUANTILES}
 
 
-class Artifacts(Task):
+class Artifacts(OfWeights):
     """Norms of the patch tokens after each layer, before any final norm, and where [CLS] looks.
 
     Args:

@@ -10,7 +10,7 @@ from crate_jax import inference
 from crate_jax.data import images
 from crate_jax.export.tables import Cell, Table, cell
 from crate_jax.progress import Progress
-from crate_jax.score.tasks import Columns, Example, Row, Task, check_finite
+from crate_jax.score.tasks import Columns, Example, OfWeights, Row, check_finite
 from crate_jax.segmentation import attention, patch_knn
 from crate_jax.segmentation.emergence import Estimate
 
@@ -19,7 +19,7 @@ SCENES_MEMORY = 1024 * 10  # published too; the search is most of the work, and 
 _NAMES = ("miou_identity", "miou_matched")
 
 
-class PatchKNN(Task):
+class PatchKNN(OfWeights):
     """Patches of the training split are remembered, those of the others take their classes.
 
     Protocol (docs/protocols.md section 9): square input, features of the last layer behind the

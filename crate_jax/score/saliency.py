@@ -42,7 +42,7 @@ PUBLISHED = {
 }
 
 
-class Saliency(tasks.OfFeatures):
+class Saliency(tasks.OfFeatures, tasks.OfWeights):
     """TokenCut's mask, MaskCut's first and the mean head's [CLS] attention against masks.
 
     Protocol (docs/protocols.md section 8): the image at the nearest whole number of patches (a set

@@ -71,27 +71,37 @@ class Task(abc.ABC):
     def __call__(self, examples: Sequence[Example], params: Any) -> list[Row]:
         """Measures some images; names of rows begin with the task's."""
 
+    @abc.abstractmethod
     def estimates(
         self, used: Sequence[str], columns: Columns, random: Columns | None
     ) -> dict[str, Estimate]:
-        """The scores by name, and of random weights with `_random` behind the task's.
+        """The scores by name.
 
         Args:
             used: names of the images.
             columns: what was measured of them.
             random: the same by the network with random weights.
         """
-        del used
-        found = self.scores(self.name, columns)
-        return found if random is None else found | self.scores(f"{self.name}_random", random)
-
-    def scores(self, stem: str, columns: Columns) -> dict[str, Estimate]:
-        """The scores of one network, by names that begin with `stem`."""
-        raise NotImplementedError
 
     @abc.abstractmethod
     def tables(self, estimates: Mapping[str, Estimate]) -> list[Table]:
         """The scores as tables."""
+
+
+class OfWeights(Task):
+    """A task that scores one network alone; random weights' have `_random` behind its name."""
+
+    def estimates(
+        self, used: Sequence[str], columns: Columns, random: Columns | None
+    ) -> dict[str, Estimate]:
+        """See `Task`."""
+        del used
+        found = self.scores(self.name, columns)
+        return found if random is None else found | self.scores(f"{self.name}_random", random)
+
+    @abc.abstractmethod
+    def scores(self, stem: str, columns: Columns) -> dict[str, Estimate]:
+        """The scores of one network, by names that begin with `stem`."""
 
 
 class OfFeatures(Task):
