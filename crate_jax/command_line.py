@@ -49,7 +49,7 @@ _SUFFIXES = {
 
 
 def parser(
-    prog: str, description: str, epilog: str | None = None, **options: Any
+    prog: str, description: str | None, epilog: str | None = None, **options: Any
 ) -> argparse.ArgumentParser:
     """A parser that prints its description as it is written and knows --version."""
     made = argparse.ArgumentParser(

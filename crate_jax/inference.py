@@ -284,8 +284,8 @@ class Batches:
             needs.argument_size_in_bytes + needs.temp_size_in_bytes + needs.output_size_in_bytes
         )
 
-    def __call__(self, images: np.ndarray, params: Any = None) -> jax.Array:
-        """Computes a batch uint8[batch_size, height, width, 3]."""
+    def __call__(self, images: np.ndarray, params: Any = None) -> Any:
+        """What `run` makes of a batch uint8[batch_size, height, width, 3]."""
         return self._compiled(self.network.params if params is None else params, images)
 
 

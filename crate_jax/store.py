@@ -28,7 +28,8 @@ _LONGEST = 180  # bytes of a file name, of 255 that file systems take: suffixes 
 def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     """Arrays as the content of an .npz file; the same arrays give the same bytes."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # its entries carry no time: all are dated 1980
+    # Its entries carry no time: all are dated 1980.
+    np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
     return buffer.getvalue()
 
 

@@ -115,10 +115,11 @@ def convert(source: str, target: str, with_run: bool = False, **declared) -> str
         lines.append(f"{target}: written, {count:,} parameters in {names}")
         if with_run:
             lines.append(f"  SHA-256 {run_directory.checksum(pathlib.Path(target))}")
-        if naming == "pytorch" and getattr(config, "head_epsilon", 1e-5) != 1e-5:
+        epsilon = getattr(config, "head_epsilon", 1e-5)
+        if naming == "pytorch" and epsilon != 1e-5:
             lines.append(
-                f"  note: this head's LayerNorm has epsilon {config.head_epsilon}; the authors' "
-                "PyTorch class has 1e-5"
+                f"  note: this head's LayerNorm has epsilon {epsilon}; the authors' PyTorch class "
+                "has 1e-5"
             )
     return "\n".join(lines)
 

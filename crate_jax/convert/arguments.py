@@ -18,22 +18,22 @@ _NAMES = (
 def size(text: str) -> tuple[int, int]:
     """480, 320x480 or 320,480 (height, width), in pixels."""
     try:
-        sides = tuple(int(side) for side in text.lower().replace(",", "x").split("x"))
+        sides = [int(side) for side in text.lower().replace(",", "x").split("x")]
     except ValueError:
-        sides = ()
+        sides = []
     if len(sides) not in (1, 2) or min(sides) < 1:
         raise argparse.ArgumentTypeError(
             f"expected pixels, as 480 or HEIGHTxWIDTH such as 320x480, got {text!r}"
         )
-    return sides * 2 if len(sides) == 1 else sides
+    return sides[0], sides[-1]
 
 
 def channels(text: str) -> tuple[float, float, float]:
     """0.5 or 0.485,0.456,0.406: a number for each channel of images scaled to [0, 1]."""
     try:
-        numbers = tuple(float(part) for part in text.split(","))
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        numbers = ()
+        numbers = []
     if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
         raise argparse.ArgumentTypeError(
             f"expected one number or RED,GREEN,BLUE such as 0.485,0.456,0.406, got {text!r}"

@@ -116,10 +116,17 @@ def _of_found(found: identify.Found, options: dict, declared: dict) -> Checkpoin
     _check_constant(carried, unused)
     notes = []
     if found.family == "dinov3":
-        stored = "as the file has them" if "rope_embed.periods" in found.state else "by the formula"
-        notes.append(f"rotary periods: {stored}")
+        given = "as the file has them" if "rope_embed.periods" in found.state else "by the formula"
+        notes.append(f"rotary periods: {given}")
     if settled.resized_from:
-        params["positions"] = _resized(params["positions"], settled)
+        stored = params["positions"]
+        resized = resize_positions(
+            np.asarray(stored, np.float32),
+            settled.resized_from,
+            settled.config.grid,
+            settled.config.positions,
+        )
+        params["positions"] = np.asarray(resized).astype(stored.dtype)
         carried.pop("pos_embed", None)
         rows, columns = settled.resized_from
         notes.append(f"positions resampled from {rows} x {columns} patches")
@@ -168,16 +175,6 @@ def _at_files_size(settled: declare.Declared) -> ImageModelConfig:
     patch = settled.config.patch_size
     rows, columns = settled.resized_from
     return dataclasses.replace(settled.config, image_size=(rows * patch, columns * patch))
-
-
-def _resized(positions: np.ndarray, settled: declare.Declared) -> np.ndarray:
-    resized = resize_positions(
-        np.asarray(positions, np.float32),
-        settled.resized_from,
-        settled.config.grid,
-        settled.config.positions,
-    )
-    return np.asarray(resized).astype(positions.dtype)
 
 
 def _drop_head_tensors(found: identify.Found) -> None:

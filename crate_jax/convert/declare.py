@@ -22,7 +22,7 @@ from crate_jax.models.vit import ViTConfig
 # Shapes tell these: declared, they are compared.
 CHECKED = ("registers", "patch_size")
 # Fields of a config that a user may declare; the others are read off the shapes.
-DECLARABLE = (
+DECLARABLE: tuple[str, ...] = (
     "heads",
     "pool",
     "image_size",

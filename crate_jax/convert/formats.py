@@ -223,7 +223,8 @@ def _read_safetensors(path: pathlib.Path) -> File:
         tensors = {}
         for name in file.keys():  # noqa: SIM118
             header = file.get_slice(name)
-            dtype = _SAFETENSORS_TYPES.get(header.get_dtype(), header.get_dtype().lower())
+            code = str(header.get_dtype())
+            dtype = _SAFETENSORS_TYPES.get(code, code.lower())
             read = functools.partial(file.get_tensor, name)
             tensors[name] = Stored(tuple(header.get_shape()), dtype, read)
     except Exception as error:  # of its Rust layer
@@ -342,7 +343,7 @@ def write(
                 _write_safetensors(temporary, state, text)
             elif ending == ".npz":
                 with open(temporary, "wb") as file:
-                    np.savez(file, **state)
+                    np.savez(file, **state)  # pyright: ignore[reportArgumentType]
                 with zipfile.ZipFile(temporary, "a") as archive:
                     archive.comment = text.encode()
             else:

@@ -13,6 +13,7 @@ from crate_jax.convert import names, shapes, spellings
 from crate_jax.convert.names import Row
 from crate_jax.convert.shapes import Shapes
 from crate_jax.models.base import ImageModelConfig
+from crate_jax.models.crate import CrateConfig
 from crate_jax.models.positions import sincos_positions
 
 
@@ -42,7 +43,7 @@ class Layout:
     spelling: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda tensors: dict(tensors)
 
 
-def _crate(config: ImageModelConfig) -> tuple[Row, ...]:
+def _crate(config: CrateConfig) -> tuple[Row, ...]:
     return names.CRATE + (names.CRATE_DEMO_HEAD if config.head_hidden else names.CRATE_HEAD)
 
 
@@ -75,7 +76,7 @@ def _dinov3_unused(config: Any) -> dict[str, Any]:
     unused: dict[str, Any] = {"mask_token": np.zeros((1, config.dim), np.float32)}
     unused |= {"local_cls_norm.weight": None, "local_cls_norm.bias": None}
     if config.qkv_bias:
-        mask = np.repeat(np.float32([1, 0, 1]), config.heads * config.head_dim)
+        mask = np.repeat(np.array([1, 0, 1], np.float32), config.heads * config.head_dim)
         unused |= {f"blocks.{i}.attn.qkv.bias_mask": mask for i in range(config.depth)}
     return unused
 

@@ -260,7 +260,7 @@ def expected(
     return found
 
 
-def flatten(params: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
+def flatten(params: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Nested parameters -> (path, leaf) pairs."""
     for key, value in params.items():
         path = f"{prefix}{key}"

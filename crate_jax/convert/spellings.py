@@ -174,7 +174,7 @@ def with_all_positions(state: State, patches: int | None) -> dict[str, Any]:
         state["pos_embed"] = _made(
             [positions], (1, count + 1, dim), lambda x: np.pad(x, ((0, 0), (1, 0), (0, 0)))
         )
-    elif r and chosen == count - 1 - r:
+    elif registers is not None and r and chosen == count - 1 - r:
         state["pos_embed"] = _made(
             [positions],
             (1, count - r, dim),

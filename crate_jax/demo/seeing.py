@@ -108,8 +108,9 @@ def see(network: inference.Network, images: Sequence[np.ndarray]) -> Seen:
         return logits.argmax(-1), maps, captured
 
     stacked = np.stack(images)
-    grid = inference.grid_of(network.config, stacked.shape[1:3])
-    return Seen(stacked, *jax.device_get(compute(network.params, stacked)), grid, registers)
+    grid = inference.grid_of(network.config, (stacked.shape[1], stacked.shape[2]))
+    predicted, maps, captured = jax.device_get(compute(network.params, stacked))
+    return Seen(stacked, predicted, maps, captured, grid, registers)
 
 
 def score(network: inference.Network, scenes: Source, count: int, *, keep: float) -> Score:

@@ -197,7 +197,7 @@ def _score(args: argparse.Namespace) -> dict:
     cv2.utils.logging.setLogLevel(0)  # silent: what it says of damaged files stands in scores.json
     declarations = declared(args)
     steps = _of_run(args.checkpoint, args.steps)
-    data = None if args.dataset == "scenes" else _on_disk(args)
+    data: Any = None if args.dataset == "scenes" else _on_disk(args)
     if data is not None:
         _tasks(args, data)
     network = inference.load(args.checkpoint, **declarations)

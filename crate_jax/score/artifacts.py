@@ -74,7 +74,7 @@ class Artifacts(OfWeights):
         NaN, and the share then 0.
         """
         kept = columns["artifacts/norms"]
-        pooled_counts = np.sum(kept, axis=0, dtype=np.int64)
+        pooled_counts = np.stack(kept).sum(axis=0, dtype=np.int64)
         mass = np.array(columns["artifacts/mass"])
         rows: dict[str, np.ndarray] = {}
         found: dict[str, Estimate] = {}

@@ -57,21 +57,27 @@ class Dataset(Protocol):
 
     def read(self, name: str) -> np.ndarray:
         """The image uint8[height, width, 3]; raises `Unusable`."""
+        ...
 
     def labels(self, name: str) -> np.ndarray:
         """Label map int[height, width], 0 background; raises `Unusable`."""
+        ...
 
     def image_id(self, name: str) -> int:
         """The id that the ground truth has for an image."""
+        ...
 
     def ground_truth(self, names: Sequence[str]) -> Mapping[str, Any]:
         """A COCO dictionary of these images."""
+        ...
 
     def boxes(self, name: str) -> np.ndarray:
         """Boxes of the objects f64[k, 4] as pixel edges: left, top, right, bottom."""
+        ...
 
     def salient(self, name: str) -> np.ndarray:
         """Mask of the salient object, uint8[height, width]; raises `Unusable`."""
+        ...
 
 
 class VocLabels:
@@ -162,7 +168,7 @@ class SceneInstances:
         self._composed = functools.lru_cache(_COMPOSED)(self._scenes.instances)
         self._remembered = functools.lru_cache(_COMPOSED)(train.instances)
         self.names = [str(index) for index in range(length)]
-        self.classes = 1 + self._scenes.num_classes
+        self.classes = 1 + classes
         self.most_labels = 1 + objects[1]
         self.memory = self.names
 

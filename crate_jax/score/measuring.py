@@ -176,12 +176,12 @@ class Measurer:
         """What an earlier run measured of a group's first images, no image where it did nothing."""
         nothing = self.protocol.nothing()
         try:
-            found = nothing.of_bytes(read(path))
+            found = nothing.of_bytes(read(path)) or nothing
         except FileNotFoundError:
             return nothing
-        count = 0 if found is None else len(found.used)
+        count = len(found.used)
         whole_batches = count == len(group) or count % self.protocol.batch_size == 0
-        return found if count and whole_batches and found.used == group[:count] else nothing
+        return found if whole_batches and found.used == group[:count] else nothing
 
     def _batches(self, start: int, names: Sequence[str]) -> list[list[tuple[int, str]]]:
         """Batches of (index in the dataset, name)."""

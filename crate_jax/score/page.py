@@ -1,7 +1,6 @@
 """Scores as tables and charts, for the terminal and for the page."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 from crate_jax.export.charts import Line, line_chart
@@ -103,11 +102,10 @@ def headline(
     """
     names = {}
     for rule in ("mass", "area"):
-        pattern = re.compile(rf"cls_iou/{rule}/best/layer(\d+)$")
-        found = {n: e.value for n, e in estimates.items() if pattern.match(n)}
-        if found:
-            best = max(found, key=found.get)
-            names[best] = f"IoU, {rule}, layer {int(pattern.match(best)[1])}"
+        stem = f"cls_iou/{rule}/best/layer"
+        if found := [name for name in estimates if name.startswith(stem)]:
+            best = max(found, key=lambda name: estimates[name].value)
+            names[best] = f"IoU, {rule}, layer {int(best.removeprefix(stem))}"
     if protocol.mask_layers:
         tau = 0.15 if 0.15 in protocol.taus else protocol.taus[0]
         prefix = mask_prefix(protocol.mask_layers[-1], tau)

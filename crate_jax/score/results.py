@@ -163,6 +163,7 @@ class _Scores:
             measured = self._pass(f"noise-{sd:g}-{part:g}", noisy=(sd, part))
             self.noisy[f"sd {sd:g} on {100 * part:g} %"] = self._estimates(measured)
         for step in passes.steps:
+            assert load_step is not None
             measured = self._pass(f"step-{step}", load_step(step))
             self.steps[str(step)] = self._estimates(measured)
         return {

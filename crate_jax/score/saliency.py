@@ -165,6 +165,6 @@ class Saliency(tasks.OfFeatures, tasks.OfWeights):
 
 
 def _image(values: np.ndarray, f: np.ndarray) -> saliency.Saliency:
-    curves = dict(zip(saliency.CODES, f.astype(np.float64), strict=True))
+    curves: dict[str, np.ndarray] = dict(zip(saliency.CODES, f.astype(np.float64), strict=True))
     named = dict(zip(saliency.VALUES, map(float, values), strict=True))
     return saliency.Saliency(named, {}, {}, curves)

@@ -194,7 +194,7 @@ def cut(features: jax.Array, valid: np.ndarray, grid: tuple[int, int], **options
     On an accelerator the whole batch is cut, so that one program serves every batch.
     """
     found: list[maskcut.Masks | None] = [None] * len(valid)
-    rows = np.flatnonzero(valid)
+    rows = np.flatnonzero(valid).tolist()
     if jax.default_backend() == "cpu":
         batch = maskcut.maskcut_batch(np.asarray(features)[rows], grid, **options)
         for place, row in enumerate(rows):

@@ -186,18 +186,16 @@ class _Run:
             return
         stacked = self._features(features)
         if self.options.keep_background:
-            grey, rgb = parts.layer_components(stacked)
+            components = zip(*parts.layer_components(stacked), strict=True)
+            segmented = (methods.from_components(grey, rgb, self.grid) for grey, rgb in components)
         else:
             found = parts.parts(stacked, self.grid, self.options.flip, self.options.scaling)
-        for index, name in enumerate(names):
+            segmented = (methods.from_parts(found, i, self.grid) for i in range(len(names)))
+        for name, one in zip(names, segmented, strict=True):
             loaded = self._read(name)
             if isinstance(loaded, _Failure):
                 raise ValueError(f"{name}: {loaded.message}; it was readable before. Run again.")
-            if self.options.keep_background:
-                shown = methods.from_components(grey[index], rgb[index], self.grid)
-            else:
-                shown = methods.from_parts(found, index, self.grid)
-            self._save(name, loaded, shown)
+            self._save(name, loaded, one)
 
     def explorer(self) -> None:
         """What the gallery's explorer holds of the first images, of those that this shard saves.

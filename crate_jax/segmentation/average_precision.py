@@ -8,6 +8,7 @@ import contextlib
 import copy
 import io
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ _STATS = {"AP": 0, "AP50": 1, "AP75": 2, "AR100": 8}
 
 
 def coco_ap(
-    ground_truth: dict,
+    ground_truth: Mapping[str, Any],
     predictions: list[dict],
     *,
     keep_scores: bool = False,
@@ -94,7 +95,7 @@ def coco_ap(
     return result
 
 
-def checked_truth(ground_truth: dict) -> tuple[dict, dict]:
+def checked_truth(ground_truth: Mapping[str, Any]) -> tuple[dict, dict]:
     """A COCO dictionary with one class, as pycocotools reads it, and (height, width) by image id.
 
     Raises:
