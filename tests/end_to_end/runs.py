@@ -24,7 +24,8 @@ def command(workdir, config=TINY, *extra):
 
 def environment(devices=1, **variables):
     """That of tests/conftest.py, with forced host devices."""
-    forced = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    flags = os.environ.get("XLA_FLAGS", "")
+    forced = {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}"}
     return os.environ | forced | variables
 
 
