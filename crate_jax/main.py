@@ -75,6 +75,12 @@ _METAVARS = {
 
 def main(argv: list[str]) -> int:
     """Dispatches; returns the exit status (`command_line.run`)."""
+    elsewhere = _TOPOLOGY.value is not None and _MODE.value == "train"
+    if elsewhere and not _CONFIG.value.dry_run:
+        raise ValueError(
+            f"--topology={_TOPOLOGY.value}: expected --config.dry_run=True with it: nothing can be "
+            "trained on hardware that is not there"
+        )
     from crate_jax.data.processes import WorkerDied
     from crate_jax.training import checkpoint, distributed, loop, topology
 
@@ -89,14 +95,8 @@ def main(argv: list[str]) -> int:
         )
         if _MODE.value == "eval":
             return loop.evaluate(_CONFIG.value, _WORKDIR.value)
-        if _TOPOLOGY.value is None:
-            return loop.train(_CONFIG.value, _WORKDIR.value)
-        if not _CONFIG.value.dry_run:
-            raise ValueError(
-                f"--topology={_TOPOLOGY.value}: expected --config.dry_run=True with it: nothing "
-                "can be trained on hardware that is not there"
-            )
-        return loop.train(_CONFIG.value, _WORKDIR.value, topology.devices(_TOPOLOGY.value))
+        devices = topology.devices(_TOPOLOGY.value) if elsewhere else None
+        return loop.train(_CONFIG.value, _WORKDIR.value, devices)
 
     faults = (WorkerDied, checkpoint.CheckpointError, distributed.ProcessFailed)
     try:

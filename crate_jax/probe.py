@@ -48,13 +48,13 @@ def _declared() -> dict[str, Any]:
 def main(argv: list[str]) -> int:
     """Prints the scores; returns the exit status."""
     del argv
+    out = os.path.expanduser(_OUT.value or "")
+    if out:
+        files.destination(out)  # said before all work, of which importing is a part
     import crate_jax
     from crate_jax.config import resolve
     from crate_jax.training import probing
 
-    out = os.path.expanduser(_OUT.value or "")
-    if out:
-        files.destination(out)  # said before all work
     config = resolve(flags.FLAGS.config)
     model = crate_jax.load(_CHECKPOINT.value, image_size=config.data.image_size, **_declared())
     scores = probing.probe(model, config)

@@ -1,8 +1,6 @@
 """Runs of ours: out to PyTorch's names and back with identical logits."""
 
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -94,16 +92,6 @@ def test_a_step_that_cannot_be_read_is_passed_over(run_directory, tmp_path):
     with pytest.raises(ValueError, match="no whole checkpoint: step 20") as raised:
         crate_jax.load(run, step=20)
     assert len(str(raised.value).splitlines()) == 1
-
-
-def test_conversion_needs_no_training():
-    """Neither its modules nor what they import."""
-    code = (
-        "import sys; from crate_jax.convert import __main__, checkpoints, inspection, stablehlo; "
-        "print(*[m for m in sys.modules if m.startswith('crate_jax.training')])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not done.stdout.strip()
 
 
 def test_steps_are_folders_that_are_named_as_numbers(tmp_path):

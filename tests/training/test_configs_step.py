@@ -32,7 +32,7 @@ ARGUMENTS = [(path.stem, "") for path in CONFIGS] + [
     ("finetune", "dataset=cifar10"),
     ("finetune", "model=crate-alpha-b16"),
 ]
-# Of full size, built from shapes alone: every argument that a docstring names.
+# Of full width, built from shapes alone: every argument that a docstring names.
 MORE = [
     *(
         ("imagenet", f"{size}{twin}")
@@ -70,9 +70,11 @@ def toy(config):
 
 
 @pytest.mark.parametrize(("name", "argument"), ARGUMENTS + MORE)
-def test_builds_abstractly_at_full_size(name, argument):
+def test_builds_abstractly_at_full_width(name, argument):
+    """With two layers: the others are like them, and all are counted in tests/models."""
     config = resolve(load(name, argument))
-    model = variants.from_dict(config.model.to_dict())
+    depths = {key: 2 for key in config.model if key in ("depth", "decoder_depth")}
+    model = variants.from_dict(config.model.to_dict() | depths)
     shapes = base.split(variants.abstract(model, dtype=config.dtype))[1]
     optimizer = optim.optimizer(config.optimizer, lambda _: 1e-3)
     state = jax.eval_shape(lambda p: initial(optimizer, p), shapes)
