@@ -51,8 +51,9 @@ def check_files(tars: str, archives: Archives) -> list[str]:
             if got != want
         ]
         raise ValueError(
-            "These are not the archives of ImageNet-1k:\n" + "\n".join(lines) + "\n"
-            "Download them from https://image-net.org (an account is needed)."
+            f"{tars}: expected the archives of ImageNet-1k, got others:\n"
+            + "\n".join(lines)
+            + "\ndownload them from https://image-net.org (an account is needed)"
         )
     return paths
 

@@ -90,8 +90,8 @@ class TrainIterator(Iterator[Example]):
         ]
         if differ:
             raise ValueError(
-                f"The saved position belongs to another run of the data: {'; '.join(differ)}. "
-                "Restore these values, or start in a new workdir."
+                f"saved position: expected one of this run of the data, got {'; '.join(differ)}; "
+                "restore these values, or start in a new workdir"
             )
         self.close()
         self.batches, self.skipped = int(state["batches"]), list(state["skipped"])
@@ -278,7 +278,7 @@ class _EvalBatches(_Batches):
         good = [example for example in read if "image" in example]
         # a batch of padding alone still needs the shape of an image
         template = good[0] if good else self._any_example()
-        names = ["image", "label", "index"] + ["mask"] * ("mask" in template)
+        names = ["image", "label", "index", *(["mask"] if "mask" in template else [])]
         blank = {name: np.zeros_like(template[name]) for name in names} | {"index": np.int64(-1)}
         rows = [blank | example for example in read]
         rows += [blank] * (self.local - len(rows))
@@ -300,7 +300,7 @@ class _EvalBatches(_Batches):
         for index in range(self.examples):
             if "image" in (example := self._read_valid(index)):
                 return example
-        raise CorruptImage("Not one image of the dataset can be decoded.")
+        raise CorruptImage("dataset: expected images, got not one that can be decoded")
 
 
 def _stack(examples: list[Example], name: str) -> np.ndarray | shared_batches.Lent:
@@ -309,9 +309,9 @@ def _stack(examples: list[Example], name: str) -> np.ndarray | shared_batches.Le
     odd = [i for i, shape in enumerate(shapes) if shape != shapes[0]]
     if odd:
         raise ValueError(
-            f"Every {name} of a batch must have the same shape: example {examples[0]['index']} has "
-            f"{shapes[0]}, example {examples[odd[0]]['index']} has {shapes[odd[0]]}. Give a "
-            "transform that crops or resizes to one size."
+            f"{name}: expected one shape in a batch, got {shapes[0]} of example "
+            f"{examples[0]['index']} and {shapes[odd[0]]} of {examples[odd[0]]['index']}; give a "
+            "transform that crops or resizes to one size"
         )
     return shared_batches.stack(values)
 

@@ -22,7 +22,7 @@ def encode_mask(mask: np.ndarray) -> dict:
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.dtype != bool:
         raise ValueError(
-            f"expected a mask bool[height, width]; got {mask.dtype} {mask.shape}. Threshold first"
+            f"mask: expected bool[height, width], got {mask.dtype} {mask.shape}; threshold first"
         )
     code = rle.encode(np.asfortranarray(mask, np.uint8))
     return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}
@@ -55,7 +55,7 @@ def results(
     masks = list(masks)
     scores = [1.0] * len(masks) if scores is None else list(scores)
     if len(scores) != len(masks):
-        raise ValueError(f"expected a score for each of {len(masks)} masks; got {len(scores)}")
+        raise ValueError(f"scores: expected one for each of {len(masks)} masks, got {len(scores)}")
     found = []
     for mask, score in zip(masks, scores, strict=True):
         segmentation = encode_mask(mask)
@@ -93,10 +93,10 @@ def dataset(images: Iterable[dict], found: Iterable[dict]) -> dict:
     for image in images:
         if missing := [key for key in ("id", "height", "width") if key not in image]:
             raise ValueError(
-                f"expected id, height and width; got an image without {missing}: {image}"
+                f"images: expected id, height and width of each, got none of {missing}: {image}"
             )
         if image["id"] in by_id:
-            raise ValueError(f"expected image ids to be unique; {image['id']!r} comes twice")
+            raise ValueError(f"images: expected each id once, got {image['id']!r} twice")
         by_id[image["id"]] = dict(image)
     annotations = []
     for number, result in enumerate(found, start=1):
@@ -104,8 +104,8 @@ def dataset(images: Iterable[dict], found: Iterable[dict]) -> dict:
         size = result["segmentation"]["size"]
         if image is None or size != [image["height"], image["width"]]:
             raise ValueError(
-                f"expected a mask of [height, width] of its image {result['image_id']!r}, which is "
-                f"{image and [image['height'], image['width']]}; got {size}"
+                f"mask: expected the size of its image {result['image_id']!r}, "
+                f"{image and [image['height'], image['width']]}, got {size}"
             )
         annotations.append({"id": number, "iscrowd": 0} | result)
     return {

@@ -211,7 +211,7 @@ def montage(
     title_size = max(11, min(18, full_width // 24))
     title_font = _font(title_size)
     title = _wrapped(title, title_font, full_width - 2 * gap)
-    top = round(1.35 * title_size) * len(title) + gap * bool(title)
+    top = round(1.35 * title_size) * len(title) + (gap if title else 0)
     sheet = Image.new(
         "RGB", (full_width, top + rows * (height + text_height + gap) + gap), background
     )

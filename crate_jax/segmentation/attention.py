@@ -49,16 +49,16 @@ def cls_maps(
     query, key = jnp.asarray(query, jnp.float32), jnp.asarray(key, jnp.float32)
     if query.ndim != 4 or query.shape != key.shape:
         raise ValueError(
-            "expected query and key of one layer, both [batch, 1+patches, heads, d_head]; got "
-            f"{query.shape} and {key.shape}. Index the layer of a capture first: "
+            "query, key: expected those of one layer, [batch, 1+patches, heads, d_head], got "
+            f"{query.shape} and {key.shape}; index the layer of a capture first: "
             "out['query'][layer], out['key'][layer]"
         )
     if registers < 0:
         raise ValueError(f"registers: expected 0 or more, got {registers}")
     if query.shape[1] < 2 + registers:
         raise ValueError(
-            f"expected [CLS], {registers} registers and at least one patch token; got "
-            f"{query.shape[1]} tokens. model.config.registers says how many registers there are"
+            f"query: expected [CLS], {registers} registers and at least one patch token, got "
+            f"{query.shape[1]} tokens; model.config.registers says how many registers there are"
         )
     return _cls_maps(query, key, registers)
 

@@ -362,17 +362,17 @@ def _check(features, grid, tau, max_masks, ndim, keep_on_device=False):
         max_masks = operator.index(max_masks)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            "expected a grid of two whole numbers (rows, columns) and max_masks of one, got "
-            f"grid={grid!r}, max_masks={max_masks!r}."
+            "grid, max_masks: expected two whole numbers (rows, columns) and one, got "
+            f"{grid!r} and {max_masks!r}"
         ) from error
     n = shape[-2]
     if rows < 1 or columns < 1 or rows * columns != n:
         raise ValueError(
-            f"grid {(rows, columns)} needs {rows * columns} patches, got {n} feature rows. "
-            "Pass grid=(rows, columns) of patches, and features without the [CLS] token."
+            f"features: expected {rows * columns} patches for a grid of {rows} x {columns}, got "
+            f"{n} rows; pass grid=(rows, columns), and features without the [CLS] token"
         )
     if n < 3:
-        raise ValueError(f"expected at least 3 patches to cut, got {n}; use a larger image")
+        raise ValueError(f"grid: expected at least 3 patches to cut, got {n}; use a larger image")
     if not 0 <= tau < 1:
         raise ValueError(
             f"tau: expected a cosine in [0, 1), got {tau}. (Below zero a painted patch would "

@@ -283,7 +283,7 @@ def test_images_of_different_shapes_are_named():
         def __getitem__(self, index):
             return super().__getitem__(index) | {"image": np.zeros((2 + index, 2, 3), np.uint8)}
 
-    with pytest.raises(ValueError, match=r"same shape.*transform"):
+    with pytest.raises(ValueError, match=r"one shape in a batch, .*transform"):
         next(train_iterator(Ragged(), batch_size=2, seed=0))
 
 
