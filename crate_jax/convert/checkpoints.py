@@ -154,7 +154,7 @@ def _check_constant(carried: Mapping[str, np.ndarray], unused: Mapping[str, Any]
     ]
     if odd:
         raise ValueError(
-            f"{listed(odd)}: expected ones, zeros for the key, ones; got other values (NaN where "
+            f"{listed(odd)}: expected ones, zeros for the key, ones, got other values (NaN where "
             "the network was never initialised)"
         )
 

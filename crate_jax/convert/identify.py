@@ -63,7 +63,7 @@ def find(file: formats.File, entry: str | None = None) -> Found:
     if not found:
         raise ValueError(
             f"{file.path}: expected the weights of a CRATE, CRATE-alpha, CRATE-MAE, ViT, DINOv2 or "
-            f"DINOv3; got {contents(file)}"
+            f"DINOv3, got {contents(file)}"
         )
     rank = {name: i for i, name in enumerate(PREFERRED)}
     found.sort(key=lambda f: rank.get(f.entry, len(rank)))

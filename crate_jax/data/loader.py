@@ -227,7 +227,7 @@ class _TrainBatches(_Batches):
         super().__init__(source, transform, batch_size, local, process_index)
         self.seed = randomness.check_seed(seed)
         if self.examples >= 2**31:
-            raise ValueError(f"expected at most 2^31 - 1 examples to shuffle, got {self.examples}")
+            raise ValueError(f"examples: expected at most 2^31 - 1 to shuffle, got {self.examples}")
         # Grain's own seed has 32 bits
         self._shuffle_seed = int(np.random.SeedSequence(self.seed).generate_state(1)[0])
 

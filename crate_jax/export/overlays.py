@@ -27,7 +27,7 @@ def checked_image(image: np.ndarray) -> np.ndarray:
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(
-            f"expected an image uint8[height, width, 3]; got {image.dtype} {image.shape}. Undo the "
+            f"image: expected uint8[height, width, 3], got {image.dtype} {image.shape}; undo the "
             "normalisation, scale to 0..255, repeat a grey channel, drop alpha"
         )
     return image
@@ -37,7 +37,7 @@ def to_size(values: np.ndarray, size: tuple[int, int], smooth: bool = False) -> 
     """A map or mask [rows, columns] at (height, width), nearest or (smooth) bilinear."""
     values = np.asarray(values)
     if values.ndim != 2 or 0 in values.shape:
-        raise ValueError(f"expected one map or mask [rows, columns]; got {values.shape}")
+        raise ValueError(f"map: expected one, or a mask, [rows, columns], got {values.shape}")
     if values.shape == tuple(size):
         return values
     if smooth:
@@ -165,7 +165,7 @@ def spotlight(image: np.ndarray, mask: np.ndarray, *, dim: float = 0.8) -> np.nd
 
 def _check_opacity(opacity: float) -> None:
     if not 0 <= opacity <= 1:
-        raise ValueError(f"expected an opacity in [0, 1]; got {opacity}")
+        raise ValueError(f"opacity: expected a number in [0, 1], got {opacity}")
 
 
 def _blend(below: np.ndarray, above: np.ndarray, opacity: float) -> np.ndarray:
@@ -198,10 +198,10 @@ def montage(
     panels = [checked_image(panel) for panel in panels]
     if not panels or len({panel.shape for panel in panels}) > 1:
         raise ValueError(
-            f"expected at least one panel and all of one size; got {[p.shape for p in panels]}"
+            f"panels: expected at least one and all of one size, got {[p.shape for p in panels]}"
         )
     if captions is not None and len(captions) != len(panels):
-        raise ValueError(f"expected {len(panels)} captions, one a panel; got {len(captions)}")
+        raise ValueError(f"captions: expected {len(panels)}, one a panel, got {len(captions)}")
     columns = min(columns or int(np.ceil(np.sqrt(len(panels)))), len(panels))
     rows = -(-len(panels) // columns)
     height, width, _ = panels[0].shape
@@ -309,7 +309,7 @@ def layer_montage(
     """
     maps, large = np.asarray(maps), enlarge(image, side)
     if maps.ndim != 4:
-        raise ValueError(f"expected maps [layers, heads, rows, columns]; got {maps.shape}")
+        raise ValueError(f"maps: expected [layers, heads, rows, columns], got {maps.shape}")
     first = large if mask is None else spotlight(large, mask)
     panels, captions = [], []
     for layer, heads in enumerate(maps):

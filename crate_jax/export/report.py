@@ -239,12 +239,12 @@ def _example(example: Mapping, keep: float) -> dict:
     mask = example.get("mask")
     mask = None if mask is None else np.asarray(mask, bool)
     if maps.ndim != 4 or 0 in maps.shape:
-        raise ValueError(f"expected maps f[layers, heads, rows, columns]; got {maps.shape}")
+        raise ValueError(f"maps: expected f[layers, heads, rows, columns], got {maps.shape}")
     if mask is not None and mask.shape != image.shape[:2]:
-        raise ValueError(f"expected a mask of the image's size {image.shape[:2]}; got {mask.shape}")
+        raise ValueError(f"mask: expected the image's size {image.shape[:2]}, got {mask.shape}")
     numbers = list(example.get("layers") or range(1, len(maps) + 1))
     if len(numbers) != len(maps):
-        raise ValueError(f"expected a number for each of {len(maps)} layers; got {numbers}")
+        raise ValueError(f"layers: expected a number for each of {len(maps)}, got {numbers}")
     chosen = explorer.thinned(len(maps))
     heads = _heads(maps[chosen], mask, keep)
     photo, small = _photo(image)

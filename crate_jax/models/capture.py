@@ -117,7 +117,7 @@ def captured_layers(capture: Capture, depth: int) -> tuple[int, ...]:
     except TypeError as error:
         raise ValueError(
             f"capture: expected True, False, a layer's index such as -1, or several such as "
-            f"(10, 11); got {capture!r}"
+            f"(10, 11), got {capture!r}"
         ) from error
     for index in indices:
         if not -depth <= index < depth:

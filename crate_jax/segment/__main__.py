@@ -115,7 +115,7 @@ def _shard(text: str) -> tuple[int, int]:
         index, count = 0, 0
     if not 1 <= index <= count:
         raise argparse.ArgumentTypeError(
-            f"expected I/N with 1 <= I <= N, such as 1/2; got {text!r}"
+            f"expected I/N with 1 <= I <= N, such as 1/2, got {text!r}"
         )
     return index, count
 

@@ -182,10 +182,10 @@ def _area_count(patches: int, fraction: float) -> int:
 def _checked(maps, fraction: float) -> jax.Array:
     """The maps as float32, after the checks that both rules share."""
     if not 0 <= fraction <= 1:
-        raise ValueError(f"expected a fraction in [0, 1]; got {fraction}. 60 % is 0.6")
+        raise ValueError(f"fraction: expected a number in [0, 1], got {fraction}; 60 % is 0.6")
     maps = jnp.asarray(maps, jnp.float32)
     if maps.ndim == 0 or maps.shape[-1] == 0:
-        raise ValueError(f"expected maps [..., patches] with at least one patch; got {maps.shape}")
+        raise ValueError(f"maps: expected [..., patches] with at least one patch, got {maps.shape}")
     return maps
 
 
@@ -240,11 +240,11 @@ def upsample(
     (rows, columns), (height, width) = grid, size
     if maps.ndim == 0 or maps.shape[-1] != rows * columns:
         raise ValueError(
-            f"expected maps of {rows} x {columns} = {rows * columns} patches in the last axis; got "
-            f"shape {maps.shape}. The grid is (height // patch, width // patch)"
+            f"maps: expected {rows} x {columns} = {rows * columns} patches in the last axis, got "
+            f"shape {maps.shape}; the grid is (height // patch, width // patch)"
         )
     if height < 1 or width < 1:
-        raise ValueError(f"expected a size of at least 1 x 1 pixel; got {height} x {width}")
+        raise ValueError(f"size: expected at least 1 x 1 pixel, got {height} x {width}")
     maps = maps.reshape(*maps.shape[:-1], rows, columns)
     if mode == "nearest":
         by_row = jnp.take(maps, cell_of_pixel(rows, height), axis=-2)
@@ -254,4 +254,4 @@ def upsample(
         return jax.image.resize(
             maps.astype(jnp.float32), shape, "bilinear", precision=jax.lax.Precision.HIGHEST
         )
-    raise ValueError(f"expected mode 'nearest' or 'bilinear'; got {mode!r}")
+    raise ValueError(f"mode: expected 'nearest' or 'bilinear', got {mode!r}")

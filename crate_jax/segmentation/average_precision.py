@@ -61,8 +61,8 @@ def coco_ap(
     unknown = sorted({p["image_id"] for p in predictions} - set(sizes), key=str)
     if unknown:
         raise ValueError(
-            f"expected predictions of the {len(sizes)} annotated images; got {len(unknown)} "
-            f"other image ids, the first {unknown[0]!r}. Use the data set's own image ids"
+            f"predictions: expected those of the {len(sizes)} annotated images, got {len(unknown)} "
+            f"other image ids, the first {unknown[0]!r}; use the data set's own image ids"
         )
     truth: Any = COCO()  # its stubs know files on disk only
     truth.dataset = one_class

@@ -69,11 +69,11 @@ def coding_rate(
     w = jnp.asarray(w, jnp.float32)
     if w.ndim != 4 or 0 in w.shape[1:]:
         raise ValueError(
-            f"expected w of one layer, [batch, 1+patches, heads, d_head]; got {w.shape}. Index the "
-            "layer of a capture first: out['query'][layer]"
+            f"w: expected that of one layer, [batch, 1+patches, heads, d_head], got {w.shape}; "
+            "index the layer of a capture first: out['query'][layer]"
         )
     if not eps > 0:
-        raise ValueError(f"expected eps above 0; got {eps}. The published plots use 0.01")
+        raise ValueError(f"eps: expected a number above 0, got {eps}; the published plots use 0.01")
     return _coding_rate(w, eps)
 
 
@@ -122,8 +122,8 @@ def sparsity(tokens: Float[ArrayLike, "b tokens d"]) -> Float[Array, " b"]:
     tokens = jnp.asarray(tokens)
     if tokens.ndim != 3 or 0 in tokens.shape[1:]:
         raise ValueError(
-            f"expected tokens of one layer, [batch, 1+patches, d]; got {tokens.shape}. Index the "
-            "layer of a capture first: out['tokens'][layer]"
+            f"tokens: expected those of one layer, [batch, 1+patches, d], got {tokens.shape}; "
+            "index the layer of a capture first: out['tokens'][layer]"
         )
     zeros = jnp.mean(tokens == 0, axis=(1, 2), dtype=jnp.float32)
     return jnp.where(jnp.any(jnp.isnan(tokens), axis=(1, 2)), jnp.nan, zeros)

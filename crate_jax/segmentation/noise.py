@@ -48,12 +48,13 @@ def add_noise(
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3:
         raise ValueError(
-            f"expected an image uint8[height, width, channels]; got {image.dtype} {image.shape}. "
-            "Add noise before the normalisation"
+            f"image: expected uint8[height, width, channels], got {image.dtype} {image.shape}; "
+            "add noise before the normalisation"
         )
     if not (sd >= 0 and 0 <= fraction <= 1):
         raise ValueError(
-            f"expected sd >= 0 and a fraction in [0, 1]; got {sd} and {fraction}. 50 % is 0.5"
+            f"sd, fraction: expected sd >= 0 and a fraction in [0, 1], got {sd} and {fraction}; "
+            "50 % is 0.5"
         )
     rng = np.random.default_rng(seed)
     pixels = image.reshape(-1, image.shape[2])

@@ -54,7 +54,7 @@ def iou(
     sizes = {a.shape[-2:] for a in (prediction, target)} | ({valid.shape[-2:]} - {(1, 1)})
     if len(sizes) > 1:
         raise ValueError(
-            f"expected masks of one height and width; got {sorted(sizes)}. Upsample first: "
+            f"masks: expected one height and width, got {sorted(sizes)}; upsample first: "
             "attention.upsample(keep, grid, (height, width))"
         )
     prediction, target, valid = jnp.broadcast_arrays(prediction, target, valid)
@@ -108,7 +108,7 @@ def centre_box(size: tuple[int, int], side: float = 0.5) -> Bool[np.ndarray, "he
         bool[height, width].
     """
     if not 0 <= side <= 1:
-        raise ValueError(f"expected side in [0, 1], a share of the image's sides; got {side}")
+        raise ValueError(f"side: expected a share of the image's sides in [0, 1], got {side}")
     inside = []
     for pixels in size:
         length = int(pixels * side + 0.5)
@@ -145,8 +145,8 @@ def bootstrap_interval(
     values = np.asarray(values, np.float64)
     if values.ndim == 0 or values.shape[-1] == 0 or samples < 1 or not 0 < level < 1:
         raise ValueError(
-            "expected values [..., images] of at least one image, samples >= 1 and level in "
-            f"(0, 1); got {values.shape}, {samples} and {level}"
+            "values: expected [..., images] of at least one image, samples >= 1 and level in "
+            f"(0, 1), got {values.shape}, {samples} and {level}"
         )
     images = values.shape[-1]
     rows = values.reshape(-1, images).T

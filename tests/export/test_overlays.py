@@ -102,7 +102,7 @@ def test_errors_say_what_is_expected(image):
             overlays.heat_overlay(wrong, np.ones((2, 2)))
     with pytest.raises(ValueError, match="opacity"):
         overlays.heat_overlay(image, np.ones((2, 2)), opacity=60)
-    with pytest.raises(ValueError, match="one map or mask"):
+    with pytest.raises(ValueError, match="map: expected one"):
         overlays.heat_overlay(image, np.ones((1, 2, 2)))
     with pytest.raises(ValueError, match="all of one size"):
         overlays.montage([image, image[:5]])
@@ -150,5 +150,5 @@ def test_layer_montage_has_a_row_for_each_layer_and_the_object_in_front():
     assert brightest.sum() == 256
     without = overlays.layer_montage(image, maps, side=32)
     np.testing.assert_array_equal(without[gap : gap + 32, gap : gap + 32], 200)
-    with pytest.raises(ValueError, match="expected maps"):
+    with pytest.raises(ValueError, match="maps: expected"):
         overlays.layer_montage(image, maps[0])

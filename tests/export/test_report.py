@@ -176,10 +176,10 @@ def test_examples_may_have_grids_that_do_not_divide_them_and_their_own_layers(tm
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"maps": np.zeros((2, 3, 4))}, r"maps f\[layers, heads, rows, columns\]"),
-        ({"mask": np.zeros((9, 9), bool)}, r"image's size \(8, 8\); got \(9, 9\)"),
+        ({"maps": np.zeros((2, 3, 4))}, r"maps: expected f\[layers, heads, rows, columns\]"),
+        ({"mask": np.zeros((9, 9), bool)}, r"image's size \(8, 8\), got \(9, 9\)"),
         ({"image": np.zeros((8, 8, 3))}, "uint8"),
-        ({"layers": [1]}, "each of 2 layers"),
+        ({"layers": [1]}, "layers: expected a number for each of 2"),
     ],
 )
 def test_wrong_examples_are_named(tmp_path, change, message):

@@ -173,7 +173,7 @@ def test_errors_say_what_is_expected():
         attention.cls_maps(good[:, :1], good[:, :1])
     for keep in attention.RULES.values():
         for fraction in (-0.1, 1.1, 60, float("nan")):
-            with pytest.raises(ValueError, match=r"fraction in \[0, 1\]"):
+            with pytest.raises(ValueError, match=r"fraction: expected a number in \[0, 1\]"):
                 keep(random_maps(4), fraction)
         with pytest.raises(ValueError, match="at least one patch"):
             keep(np.zeros((3, 0)))

@@ -95,7 +95,7 @@ def test_half_precision_and_jit_give_the_same():
 def test_errors_say_what_is_expected():
     with pytest.raises(ValueError, match=r"out\['query'\]\[layer\]"):
         layerwise.coding_rate(np.zeros((2, 1, 5, 2, 4)))
-    with pytest.raises(ValueError, match="eps above 0"):
+    with pytest.raises(ValueError, match="eps: expected a number above 0"):
         layerwise.coding_rate(np.zeros((1, 5, 2, 4)), eps=0)
     with pytest.raises(ValueError, match=r"out\['tokens'\]\[layer\]"):
         layerwise.sparsity(np.zeros((2, 1, 5, 8)))

@@ -290,5 +290,5 @@ def test_errors_say_what_is_expected():
         scoring.iou(np.ones((2, 2), bool), np.ones((4, 4), bool))
     with pytest.raises(ValueError, match="labels"):
         scoring.class_counts(np.ones((4, 4, 3)), (2, 2))
-    with pytest.raises(ValueError, match="side in"):
+    with pytest.raises(ValueError, match="side: expected"):
         scoring.centre_box((4, 4), 50)
