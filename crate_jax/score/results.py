@@ -189,7 +189,7 @@ class _Scores:
             )
         if protocol.mask_layers:
             draws = {"samples": self.passes.samples, "seed": self.passes.seed}
-            found |= mask_estimates(measured, self.measurer.data, **draws)
+            found |= mask_estimates(measured, self.measurer.data, "", **draws)
             if random is not None:
                 found |= mask_estimates(random, self.measurer.data, "_random", **draws)
         rows = None if random is None else random.columns
