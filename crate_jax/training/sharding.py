@@ -9,34 +9,41 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 # Smaller arrays cost more to gather than they save.
 SMALLEST_SHARDED = 2**14
+AXES = ("data", "fsdp")
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A (data, fsdp) mesh over some devices, or all.
+    """A (data, fsdp) mesh over some devices, or all; `fsdp` stays within a slice.
 
     Raises:
-        ValueError: where `fsdp` does not divide the number of devices.
+        ValueError: where `fsdp` does not divide the number of devices, of a slice if there are
+            several.
     """
-    count = len(devices or jax.devices())
+    devices = devices or jax.devices()
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    count, where = len(devices) // slices, " of a slice" * (slices > 1)
     if fsdp < 1 or count % fsdp:
-        raise ValueError(f"fsdp: expected a divisor of the {count} devices, got {fsdp}")
-    # Auto axes, written out: make_mesh's default of explicit axes would ask for a sharding at
-    # every operation.
-    return jax.make_mesh(
-        (count // fsdp, fsdp),
-        ("data", "fsdp"),
-        axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=devices,
+        raise ValueError(f"fsdp: expected a divisor of the {count} devices{where}, got {fsdp}")
+    # Auto axes, written out: the default of explicit axes would ask for a sharding at every
+    # operation.
+    axes = {"axis_names": AXES, "axis_types": (AxisType.Auto, AxisType.Auto)}
+    shape = (count // fsdp, fsdp)
+    if slices == 1:
+        return jax.make_mesh(shape, devices=devices, **axes)
+    grid = mesh_utils.create_hybrid_device_mesh(
+        shape, (slices, 1), devices, allow_split_physical_axes=True
     )
+    return Mesh(grid, **axes)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Examples over all devices."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

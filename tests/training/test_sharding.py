@@ -1,5 +1,7 @@
 """Where arrays lie; what eight devices compute with it is in end_to_end/test_scale.py."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +30,27 @@ def test_a_mesh_has_both_axes():
 def test_fsdp_divides_the_devices(fsdp):
     with pytest.raises(ValueError, match=f"expected a divisor of the 1 devices, got {fsdp}"):
         sharding.make_mesh(fsdp)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "cpu"
+    device_kind: str = "of a test"
+
+
+def test_slices_are_joined_by_data_alone():
+    """Two slices of four: what is split over `fsdp` stays within one."""
+    chips = [Chip(i, slice_index=i // 4) for i in range(8)]
+    mesh = sharding.make_mesh(2, chips)
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2}
+    assert {chip.id for chip in mesh.devices.flat} == set(range(8))
+    assert all(len({chip.slice_index for chip in row}) == 1 for row in mesh.devices)
+    assert set(mesh.axis_types) == {AxisType.Auto}
+    with pytest.raises(ValueError, match="a divisor of the 4 devices of a slice, got 8"):
+        sharding.make_mesh(8, chips)
 
 
 def test_the_longest_axis_that_divides_is_split():
