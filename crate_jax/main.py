@@ -37,7 +37,7 @@ _MODE = flags.DEFINE_enum(
 _TOPOLOGY = flags.DEFINE_string(
     "topology",
     None,
-    "With --config.dry_run=True: for a TPU slice that is not there, as v5e:4x4 or v4:2x2x4.",
+    "With --config.dry_run=True: for what is not there, as v5e:4x4, v4:2x2x4, or h100:8.",
 )
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",

@@ -109,6 +109,7 @@ def choose(
     dtype: DTypeLike,
     tied: bool,
     platform: str,
+    absent: bool = False,
 ) -> Choice:
     """What computes attention in a run.
 
@@ -123,6 +124,7 @@ def choose(
         dtype: of the computation.
         tied: whether query, key and value are one array (MSSA).
         platform: of the devices: cpu, gpu or tpu.
+        absent: whether programs are compiled for devices that are not there.
 
     Raises:
         ValueError: where a backend is asked for by name and cannot be had.
@@ -137,7 +139,7 @@ def choose(
         return Choice("pallas", "as asked")
     if wanted == "xla":
         return Choice("xla", "as asked")
-    refusal = _cudnn_refusal(tokens, head_dim, dtype, platform, wanted == "auto")
+    refusal = _cudnn_refusal(tokens, head_dim, dtype, platform, absent, wanted == "auto")
     if wanted == "cudnn":
         if refusal:
             raise ValueError(f"attention_backend: expected auto or xla, got cudnn; {refusal}")
@@ -146,7 +148,7 @@ def choose(
 
 
 def _cudnn_refusal(
-    tokens: int, head_dim: int, dtype: DTypeLike, platform: str, auto: bool
+    tokens: int, head_dim: int, dtype: DTypeLike, platform: str, absent: bool, auto: bool
 ) -> str | None:
     """Why cuDNN is not to compute attention; None where it is."""
     if platform not in ("gpu", "cuda"):
@@ -157,6 +159,8 @@ def _cudnn_refusal(
         return f"cuDNN takes heads of a multiple of 8 up to 128, not {head_dim}"
     if auto and tokens <= FEW_TOKENS:
         return f"{tokens} tokens; cuDNN above {FEW_TOKENS}"
+    if absent:
+        return "cuDNN asks the card what it can do, and there is none"
     return _failed_trial(tokens, head_dim)
 
 

@@ -77,20 +77,40 @@ def _shape(array: Any) -> str:
 def _compiled(compile: Callable[[], Any], setting: evaluation.Setting, training: bool = True):
     """What a compiler makes, or what does not fit and what to change."""
     try:
-        return compile()
+        compiled = compile()
     except jax.errors.JaxRuntimeError as error:
         memory = topology.exhausted(error)
         if memory is None:
             raise
-        images = setting.config.batch_size if training else setting.batch_size
-        what, remedy = f"evaluating {images:,} images", "a smaller evaluation.batch_size"
-        if training:
-            what, remedy = f"a training step on {images:,} images", _remedy(setting, memory)
-        raise ValueError(
-            f"memory of a device: expected at most {memory.there / GIB:.2f} GiB, got "
-            f"{memory.needed / GIB:.2f} for {what} on {setting.mesh.size} x "
-            f"{setting.mesh.devices.flat[0].device_kind}; {remedy}"
-        ) from error
+        raise _too_large(memory, setting, training) from error
+    if topology.absent(setting.mesh):  # CUDA's compiler plans more than a card has
+        there = budget.device_memory(setting.mesh.devices.flat[0])
+        programs = compiled.values() if isinstance(compiled, dict) else (compiled,)
+        needed = max((_size(program) for program in programs), default=0)
+        if needed > there:
+            raise _too_large(topology.Exhausted(needed, there), setting, training)
+    return compiled
+
+
+def _size(program: jax.stages.Compiled) -> int:
+    """Bytes that a program needs of a device; what it donates is not counted twice."""
+    plan = program.memory_analysis()
+    made = plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return plan.argument_size_in_bytes + plan.temp_size_in_bytes + made
+
+
+def _too_large(
+    memory: topology.Exhausted, setting: evaluation.Setting, training: bool
+) -> ValueError:
+    images = setting.config.batch_size if training else setting.batch_size
+    what, remedy = f"evaluating {images:,} images", "a smaller evaluation.batch_size"
+    if training:
+        what, remedy = f"a training step on {images:,} images", _remedy(setting, memory)
+    return ValueError(
+        f"memory of a device: expected at most {memory.there / GIB:.2f} GiB, got "
+        f"{memory.needed / GIB:.2f} for {what} on {setting.mesh.size} x "
+        f"{setting.mesh.devices.flat[0].device_kind}; {remedy}"
+    )
 
 
 def _remedy(setting: evaluation.Setting, memory: topology.Exhausted) -> str:
@@ -126,9 +146,7 @@ def _memory(
         f"{work / GIB:.2f} at work, of {there / GIB:.1f} that it has"
     )
     for name, one in compiled.items():
-        plan = one.memory_analysis()
-        size = plan.argument_size_in_bytes + plan.temp_size_in_bytes + plan.output_size_in_bytes
-        yield f"          {size / GIB:.2f} GiB for the evaluator {name}"
+        yield f"          {_size(one) / GIB:.2f} GiB for the evaluator {name}"
     if not topology.absent(mesh):
         return
     at_once = config.batch_size / mesh.size / config.accumulate

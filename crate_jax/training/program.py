@@ -11,7 +11,7 @@ from flax import nnx
 
 from crate_jax.models import backends, base, variants
 from crate_jax.models.base import Computation, ImageModelConfig
-from crate_jax.training import optim, sharding
+from crate_jax.training import optim, sharding, topology
 from crate_jax.training.step import Batch, initial, make_step, metric_names, objective
 
 
@@ -100,6 +100,7 @@ def choose_attention(
         tied=model_config.family.startswith("crate")
         and getattr(model_config, "attention", "mssa") == "mssa",
         platform=mesh.devices.flat[0].platform,
+        absent=topology.absent(mesh),
     )
 
 

@@ -30,8 +30,15 @@ PEAK_FLOPS = {
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
 }
-# Of a chip, GiB that programs may use, by a part of `device_kind`: what libtpu 0.0.42 allows.
-MEMORY_GIB = {"TPU v4": 30.75, "TPU v5 lite": 15.75, "TPU v5": 95.74, "TPU v6 lite": 31.25}
+# Of a chip, GiB that programs may use, by a part of `device_kind`: what libtpu 0.0.42 allows; of a
+# card what it has, of which JAX takes three quarters if it is not told otherwise.
+MEMORY_GIB = {
+    "TPU v4": 30.75,
+    "TPU v5 lite": 15.75,
+    "TPU v5": 95.74,
+    "TPU v6 lite": 31.25,
+    "H100 80GB": 79.11,
+}
 
 
 class Stopwatch:
@@ -139,7 +146,7 @@ class Profile:
 
 
 def datasheet_memory(device: jax.Device) -> float | None:
-    """Bytes of a TPU chip's memory; None where it is not known."""
+    """Bytes of a chip's memory; None where it is not known."""
     names = [name for name in MEMORY_GIB if name in device.device_kind]
     return 2**30 * MEMORY_GIB[max(names, key=len)] if names else None
 

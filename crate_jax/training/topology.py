@@ -1,10 +1,12 @@
-"""Hardware that is not there: TPU slices by name, and what their compiler says of a program.
+"""Hardware that is not there: TPU slices and cards by name, and what their compiler says.
 
 libtpu, which the extra `tpu` installs, compiles on any machine for a slice that it is given by
-name; nothing can be run there.
+name, and JAX's plugin for CUDA, of the extra `cuda`, for a card that is described to it; nothing
+can be run there.
 """
 
 import dataclasses
+import importlib.util
 import os
 import re
 from collections import Counter
@@ -13,7 +15,9 @@ from collections.abc import Iterator, Sequence
 import jax
 
 GENERATIONS = ("v4", "v5e", "v5p", "v6e")
+CARDS = ("h100",)
 _FORM = re.compile(rf"(?:(\d+)\*)?({'|'.join(GENERATIONS)}):(\d+)x(\d+)(?:x(\d+))?")
+_CARDS = re.compile(rf"({'|'.join(CARDS)}):(\d+)")
 _HOST = 2  # chips along each of the two axes of a host, except where a slice is smaller
 # Of libtpu, on a machine without TPU: do not look for one, and do not speak of it.
 _ENVIRONMENT = {
@@ -23,23 +27,47 @@ _ENVIRONMENT = {
     "TPU_STDERR_LOG_LEVEL": "4",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+# Of an H100 SXM, what XLA's compiler asks of a card (its GpuTargetConfigProto).
+_H100 = """
+gpu_device_info {
+  cuda_compute_capability { major: 9 minor: 0 }
+  core_count: 132  fpus_per_core: 128  clock_rate_ghz: 1.98
+  threads_per_warp: 32  threads_per_block_limit: 1024  threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
+  registers_per_core_limit: 65536  registers_per_block_limit: 65536
+  shared_memory_per_block: 49152  shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472  l2_cache_size: 52428800
+  device_memory_size: 84942979072  memory_bandwidth: 3352320000000
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 12 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+# What needs a card to try kernels on is left out.
+CUDA_OPTIONS = {"xla_gpu_autotune_level": "0", "xla_gpu_enable_triton_gemm": "false"}
 
 
 def devices(name: str) -> Sequence[jax.Device]:
-    """The chips of a slice, to compile for; to be called before JAX has looked for devices.
+    """What a name stands for, to compile for; to be called before JAX has looked for devices.
 
     Args:
         name: GENERATION:SHAPE, as v5e:4x4 (16 chips), v4:2x2x4 or v5p:2x2x1; 2*v5e:4x4 for two
-            slices that are joined by the data centre's network.
+            slices that are joined by the data centre's network; h100:8 for cards of one machine.
 
     Raises:
-        ValueError: for a name of another form, a shape that no slice has, or without libtpu.
+        ValueError: for a name of another form, a shape that no slice has, or without the package
+            that compiles for it.
     """
+    if cards := _CARDS.fullmatch(name):
+        flags = (f"--{key}={value}" for key, value in CUDA_OPTIONS.items())
+        os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *flags)).strip()
+        options = {"target_config": _H100, "topology": f"1x1x{cards[2]}"}
+        return _described(name, "cuda", cards[1], options)
     form = _FORM.fullmatch(name)
     if not form:
         raise ValueError(
             f"topology: expected GENERATION:SHAPE such as v5e:4x4, of {', '.join(GENERATIONS)}, "
-            f"or 2*v5e:4x4 for two slices, got {name!r}"
+            f"2*v5e:4x4 for two slices, or {CARDS[0]}:8 for eight cards, got {name!r}"
         )
     slices, generation, *sides = form.groups()
     if generation in ("v4", "v5p") and sides[2] is None:
@@ -55,28 +83,39 @@ def devices(name: str) -> Sequence[jax.Device]:
         options["chips_per_host_bounds"] = (rows, columns, 1)
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
+    return _described(name, "tpu", name.partition("*")[2] or name, options)
+
+
+# Package, what it does, and the extra that brings it, by platform.
+_COMPILERS = {
+    "tpu": ("libtpu", "which compiles for TPU", "tpu"),
+    "cuda": ("jax_cuda13_plugin", "which compiles for CUDA", "cuda"),
+}
+
+
+def _described(
+    name: str, platform: str, shape: str, options: dict[str, object]
+) -> Sequence[jax.Device]:
     jax.config.update("jax_platforms", "cpu")
     # What is compiled for absent devices can be kept, but not read back.
     jax.config.update("jax_enable_compilation_cache", False)
     from jax.experimental import topologies
 
-    shape = name.partition("*")[2] or name
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=shape, **options)
+        return topologies.get_topology_desc(
+            platform=platform, topology_name=shape, **options
+        ).devices
     except Exception as error:
-        raise _not_had(name, error) from error
-    return found.devices
-
-
-def _not_had(name: str, error: Exception) -> ValueError:
-    try:
-        import libtpu  # noqa: F401
-    except ImportError:
-        return ValueError(
-            f"topology {name}: expected the package libtpu, which compiles for TPU; install it "
-            'with pip install "crate-jax[tpu]"'
-        )
-    return ValueError(f"topology: expected a shape that TPU slices have, got {name!r}: {error}")
+        package, what, extra = _COMPILERS[platform]
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"topology {name}: expected the package {package}, {what}; install it with "
+                f'pip install "crate-jax[{extra}]"'
+            ) from error
+        raise ValueError(
+            f"topology: expected a shape that {platform.upper()} devices have, got {name!r}: "
+            f"{error}"
+        ) from error
 
 
 def absent(mesh: jax.sharding.Mesh) -> bool:
