@@ -4,7 +4,8 @@
     python -m benchmarks.against_pytorch --checkout=CRATE --size=tiny --batch-size=8
 
 CRATE is a checkout of the authors' repository (its `model/crate.py` needs torch and einops; it is
-not ours to ship). Both train CRATE at 224 px with AdamW in float32 on the same random images. The
+not ours to ship). Both train CRATE at 224 px with AdamW on random images, on the device that JAX
+takes; in float32, or with `--dtype=bfloat16` in bfloat16, which for PyTorch is autocast. The
 ratio of a turn is PyTorch's seconds a step by ours; above 1 ours is faster. Other work on the
 machine disturbs both: trust the median of several turns, or the processor seconds, which count
 that least where both sides have one thread (`OMP_NUM_THREADS=1 taskset -c 0 python -m ...`; waiting
@@ -13,6 +14,7 @@ threads of PyTorch's count as busy). `--compile` gives PyTorch torch.compile.
 
 import argparse
 import importlib.util
+import os
 import pathlib
 import statistics
 import time
@@ -31,8 +33,15 @@ def main():
     parser.add_argument("--turns", type=int, default=6, help="of each side (default 6)")
     parser.add_argument("--steps", type=int, default=3, help="in a turn (default 3)")
     parser.add_argument("--compile", action="store_true", help="torch.compile for PyTorch")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the computation; bfloat16 is autocast for PyTorch (default float32)",
+    )
     a = command_line.parse(parser)
     sides = {"ours": our_step(a), "PyTorch": their_step(a)}
+    print(_setting(a), flush=True)
     for step in sides.values():
         step()  # compiled, and warm
     ratios = {name: [] for name in CLOCKS}
@@ -53,6 +62,35 @@ def main():
         )
 
 
+def _setting(a: argparse.Namespace) -> str:
+    import jax
+    import torch
+
+    return (
+        f"CRATE-{a.size}, batch {a.batch_size}, {a.dtype}, {_device()}, "
+        f"{torch.get_num_threads()} of {os.cpu_count()} processors; jax {jax.__version__}, "
+        f"torch {torch.__version__}{', compiled' * a.compile}"
+    )
+
+
+def _device() -> str:
+    """PyTorch's name of the device that JAX computes on.
+
+    Raises:
+        ValueError: PyTorch cannot compute there.
+    """
+    import jax
+    import torch
+
+    device = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(
+            f"benchmarks.against_pytorch: expected a PyTorch that computes on {device}, as JAX "
+            "does, got none; install one, or set JAX_PLATFORMS=cpu"
+        )
+    return device
+
+
 def _seconds(step, count) -> dict[str, float]:
     """Of a step, by each clock."""
     begin = {name: clock() for name, clock in CLOCKS.items()}
@@ -69,7 +107,7 @@ def our_step(a: argparse.Namespace):
     from crate_jax.models import variants
     from crate_jax.training import program, sharding
 
-    config = train_step.of_model(SIZES[a.size], batch_size=a.batch_size)
+    config = train_step.of_model(SIZES[a.size], batch_size=a.batch_size, dtype=a.dtype)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     network = variants.from_dict(config.model.to_dict())
     made = program.make(config, network, mesh, lambda _: 1e-4)
@@ -87,6 +125,8 @@ def their_step(a: argparse.Namespace):
     """The same of the authors' class."""
     import torch
 
+    from crate_jax.models import variants
+
     path = pathlib.Path(a.checkout) / "model" / "crate.py"
     if not path.is_file():
         raise ValueError(f"--checkout: expected a folder with model/crate.py, got {a.checkout}")
@@ -94,15 +134,27 @@ def their_step(a: argparse.Namespace):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     model = getattr(module, f"CRATE_{a.size}")()
+    ours = variants.count_parameters(variants.config(SIZES[a.size]))
+    if (theirs := sum(p.numel() for p in model.parameters())) != ours:
+        raise ValueError(
+            f"--checkout: expected a CRATE_{a.size} of {ours:,} parameters, got {theirs:,}; it is "
+            "not the network of this package"
+        )
+    device = _device()
+    model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
-    images = torch.randn(a.batch_size, 3, 224, 224)
-    labels = torch.randint(0, 1000, (a.batch_size,))
+    images = torch.randn(a.batch_size, 3, 224, 224, device=device)
+    labels = torch.randint(0, 1000, (a.batch_size,), device=device)
     run = torch.compile(model) if a.compile else model
 
     def step():
         optimizer.zero_grad(set_to_none=True)
-        torch.nn.functional.cross_entropy(run(images), labels).backward()
+        with torch.autocast(device, torch.bfloat16, enabled=a.dtype == "bfloat16"):
+            loss = torch.nn.functional.cross_entropy(run(images), labels)
+        loss.backward()
         optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     return step
 

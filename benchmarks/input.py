@@ -247,11 +247,14 @@ def name_the_limit(config, input_rate, batch_size):
     """Times the config's step, and says whether it or the input is slower."""
     from benchmarks import train_step
 
-    step = train_step.measure(train_step.load(config, batch_size=batch_size))
-    print(f"{'step':10} {step['images_per_second']:10,.0f}   {config} on {step['device']}")
-    slower = "input" if input_rate < step["images_per_second"] else "step"
-    ratio = step["images_per_second"] / input_rate
-    print(f"the limit is the {slower}: the step takes {ratio:.2f} times what the input gives")
+    row = train_step.training(train_step.load(config, batch_size=batch_size), "auto")
+    rate = row.images / row.seconds
+    print(f"{'step':10} {rate:10,.0f}   {config} on {train_step.device_line()}")
+    slower = "input" if input_rate < rate else "step"
+    print(
+        f"the limit is the {slower}: the step takes {rate / input_rate:.2f} times what the input "
+        "gives"
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 
     python -m benchmarks.train_step                            # everything, for the table
     python -m benchmarks.train_step --models=crate-b16,vit-b16 --dtype=bfloat16 --batch-size=256
-    python -m benchmarks.train_step --smoke                    # every path once, tiny
+    python -m benchmarks.train_step --smoke                    # every path once, tiny: no speeds
     python -m benchmarks.train_step --config=configs/imagenet_b.py --remat=dots
 
 A row for each network, dtype and backend of attention that the devices have: the training step at
@@ -70,7 +70,9 @@ def main():
     parser.add_argument(
         "--models", default=",".join(MODELS), help="named sizes, with commas (default: %(default)s)"
     )
-    parser.add_argument("--smoke", action="store_true", help="tiny networks, two images")
+    parser.add_argument(
+        "--smoke", action="store_true", help="tiny networks, two images, hardly optimised"
+    )
     parser.add_argument("--batch-size", type=int, help="over all devices; default 64 a device")
     parser.add_argument("--dtype", choices=DTYPES, help="of the computation; default both")
     parser.add_argument("--remat", choices=("none", "dots", "full"), help="config.remat")
@@ -80,6 +82,11 @@ def main():
     a = command_line.parse(parser)
     names = ("batch_size", "remat", "fsdp", "accumulate")
     changes = {name: getattr(a, name) for name in names if getattr(a, name) is not None}
+    if a.smoke:
+        import jax
+
+        # Whether every path runs is the question, and XLA's optimiser nearly all of the time.
+        jax.config.update("jax_disable_most_optimizations", True)
     print(device_line(), flush=True)
     print(HEAD)
     for row in _of_config(a, changes) if a.config else _of_models(a, changes):
