@@ -44,7 +44,7 @@ dnn_version_info { major: 9 minor: 12 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 # What needs a card to try kernels on is left out.
-CUDA_OPTIONS = {"xla_gpu_autotune_level": "0", "xla_gpu_enable_triton_gemm": "false"}
+CUDA_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 
 
 def devices(name: str) -> Sequence[jax.Device]:
@@ -59,7 +59,7 @@ def devices(name: str) -> Sequence[jax.Device]:
             that compiles for it.
     """
     if cards := _CARDS.fullmatch(name):
-        flags = (f"--{key}={value}" for key, value in CUDA_OPTIONS.items())
+        flags = (f"--{key}={str(value).lower()}" for key, value in CUDA_OPTIONS.items())
         os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *flags)).strip()
         options = {"target_config": _H100, "topology": f"1x1x{cards[2]}"}
         return _described(name, "cuda", cards[1], options)

@@ -14,6 +14,7 @@ from benchmarks import memory, train_step
 from crate_jax import keys
 from crate_jax._version import __version__
 from crate_jax.convert.published import PUBLISHED
+from crate_jax.training import throughput
 from tests.docs.test_blocks import PAGES, ROOT
 
 DOCS = ROOT / "docs"
@@ -141,6 +142,32 @@ def test_published_files_and_keys_that_may_change():
         assert row[3] == ", ".join(f"{k} {v}" for k, v in known.declared.items())
     free = ", ".join(f"`{key.name}`" for key in keys.KEYS if key.free)
     assert free in (DOCS / "training.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("row", "width", "heads", "tokens"),
+    [
+        ("CRATE-B/16, 197", 768, 12, 197),
+        ("CRATE-S/8, 785", 384, 6, 785),
+        ("CRATE-B/8, 785", 768, 12, 785),
+    ],
+)
+def test_a_layer_by_count(row, width, heads, tokens):
+    """docs/performance.md's table from its own formulas; and what the named chips would need."""
+    page = (DOCS / "performance.md").read_text()
+    products, attention = 8 * width**2, 4 * tokens * width
+    bytes_around, bytes_of_maps = 20 * width, 12 * heads * tokens
+    operations = products + attention
+    cells = [
+        f"{100 * attention / operations:.0f} %",
+        f"{operations / (bytes_around + bytes_of_maps):.0f}",
+        f"{operations / bytes_around:.0f}",
+    ]
+    assert f"| {row} | {' | '.join(cells)} |" in page
+    for chip, bandwidth, needed in (("TPU v5e", 819e9, 240), ("H100", 3.352e12, 295)):
+        assert throughput.PEAK_FLOPS[chip] / bandwidth == pytest.approx(needed, abs=1)
+        assert str(needed) in page
+        assert operations / (bytes_around + bytes_of_maps) < needed  # waits for memory
 
 
 def test_memory_table():

@@ -33,13 +33,13 @@ def close(got, want):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want)
 
 
-def close_in_bfloat16(got, want):
-    """To 1e-2 of the whole gradient's norm: single arrays differ more, by rounding alone."""
+def off(got, want):
+    """Relative to the norm of all arrays together."""
     got, want = (
         np.concatenate([np.ravel(leaf).astype(np.float64) for leaf in jax.tree.leaves(tree)])
         for tree in (got, want)
     )
-    assert np.linalg.norm(got - want) < 1e-2 * np.linalg.norm(want)
+    return np.linalg.norm(got - want) / np.linalg.norm(want)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -80,8 +80,14 @@ def test_gradients(name, remat, dtype, images):
 
         return jax.jit(jax.grad(loss))(params)
 
-    check = close if dtype == "float32" else close_in_bfloat16
-    check(gradient(scanned), gradient(plain))
+    if dtype == "float32":
+        close(gradient(scanned), gradient(plain))
+        return
+    # Rounded at other places: both are compared with float32, from which a network of drawn weights
+    # is off by one to three per cent either way.
+    exact = gradient(both(name, depth=2, remat=remat)[0])
+    loop, unrolled = (off(gradient(definition), exact) for definition in (scanned, plain))
+    assert loop < 2 * unrolled < 0.1
 
 
 def test_one_layer_is_compiled():
