@@ -24,7 +24,7 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*leading d"]) -> Float[Array, "*leading d"]:
         """x [..., d] -> f32[..., d]."""
-        return _norm(x.astype(jnp.float32), self.scale[...], self.bias[...], self.epsilon)
+        return _norm(x, self.scale[...], self.bias[...], self.epsilon)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -34,24 +34,27 @@ def _norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> ja
 
 def _forward(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    mean = jnp.mean(x, axis=-1, keepdims=True, dtype=jnp.float32)
+    centred = x.astype(jnp.float32) - mean
     sigma = jnp.sqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + epsilon)
-    whitened = centred / sigma
-    return whitened * _like(scale, x) + _like(bias, x), (whitened, sigma, scale)
+    # Of the tokens only x is kept, which the layer keeps anyway, in its own type.
+    return centred / sigma * _like(scale, x) + _like(bias, x), (x, mean, sigma, scale)
 
 
 def _backward(
-    epsilon: float, kept: tuple[jax.Array, jax.Array, jax.Array], cotangent: jax.Array
+    epsilon: float, kept: tuple[jax.Array, ...], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    whitened, sigma, scale = kept
+    x, mean, sigma, scale = kept
+    whitened = (x.astype(jnp.float32) - mean) / sigma
     leading = tuple(range(cotangent.ndim - 1))
     of_scale = jnp.sum(cotangent * whitened, axis=leading)
     of_bias = jnp.sum(cotangent, axis=leading)
     of_whitened = cotangent * _like(scale, cotangent)
-    mean = jnp.mean(of_whitened, axis=-1, keepdims=True)
-    along = jnp.mean(of_whitened * whitened, axis=-1, keepdims=True)
-    return (of_whitened - mean - whitened * along) / sigma, of_scale, of_bias
+    along_one = jnp.mean(of_whitened, axis=-1, keepdims=True)
+    along_x = jnp.mean(of_whitened * whitened, axis=-1, keepdims=True)
+    of_x = (of_whitened - along_one - whitened * along_x) / sigma
+    return of_x.astype(x.dtype), of_scale, of_bias
 
 
 def _like(vector: jax.Array, x: jax.Array) -> jax.Array:

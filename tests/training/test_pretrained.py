@@ -69,7 +69,7 @@ def test_a_difference_says_who_said_what(tmp_path):
         pretrained.read(str(path), other)
     text = str(raised.value)
     assert "lambd: 0.5 there, 5.0 here (the first is stored in the file)" in text
-    assert "depth: 2 there, 3 here (the first is inferred from shapes)" in text
+    assert "depth: 2 there, 3 here (the first is stored in the file)" in text
     assert "python -m crate_jax.convert" in text
 
 
