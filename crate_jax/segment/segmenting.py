@@ -9,7 +9,7 @@ import dataclasses
 import io
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -65,7 +65,8 @@ class Options:
             "maskcut": ("features", "tau", "max_masks", "corrected", "crf"),
             "parts": ("features", "flip", "scaling", "keep_background"),
         }[self.method]
-        return {"save": list(self.save)} | {name: getattr(self, name) for name in read}
+        frame = {} if self.annotations is None else {"frame": "stored"}
+        return {"save": list(self.save)} | {name: getattr(self, name) for name in read} | frame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,13 +119,15 @@ def segment(
         "batch_size": options.batch_size,
         **options.settings(),
     }
-    ids = summary.image_ids(names, options.annotations)
+    listed = summary.listed(names, options.annotations)
+    sizes = {name: one.size for name, one in listed.items()}
     with Records(out, names, settings, options.shard) as records:
-        run = _Run(network, folder, records, options, layer, size, grid, say)
+        run = _Run(network, folder, records, options, layer, size, grid, sizes, say)
         failed = run.all_batches()
         if options.method == "parts":
             run.parts()
         run.explorer()
+        ids = {name: one.id for name, one in listed.items()}
         summary.collect(records, ids, folder, options.save, say)
     return failed
 
@@ -138,6 +141,7 @@ class _Run:
     layer: int
     size: tuple[int, int]
     grid: tuple[int, int]
+    sizes: Mapping[str, tuple[int, int] | None]  # height and width that annotations say
     say: Callable[[str], None]
 
     def all_batches(self) -> int:
@@ -277,6 +281,10 @@ class _Run:
             return _Failure("unreadable", str(error))
         except OSError as error:
             return _Failure("file", error.strerror or str(error))
+        if self.sizes[name] not in (None, picture.size):
+            return _Failure(
+                "size", f"the image is {picture.size}, its annotation says {self.sizes[name]}"
+            )
         preview = images.resize(picture.pixels, _preview_size(picture.size))
         return _Loaded(images.resize(picture.pixels, self.size), preview, picture.size)
 

@@ -10,6 +10,7 @@ shards finds everything, so its files are those of a single run.
 """
 
 import collections
+import dataclasses
 import json
 import os
 import pathlib
@@ -28,8 +29,16 @@ LOW_CONFIDENCE = 0.01
 _EMBEDDED = 60  # images: a gallery of more links to files beside it, in place of holding them
 
 
-def image_ids(names: Sequence[str], annotations: str | os.PathLike | None) -> dict[str, int]:
-    """The COCO id of every image.
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """An image as an annotation file lists it."""
+
+    id: int | str
+    size: tuple[int, int] | None = None  # height, width; None where the file does not say
+
+
+def listed(names: Sequence[str], annotations: str | os.PathLike | None) -> dict[str, Listed]:
+    """Every image's COCO id, and the size that it is annotated at.
 
     Args:
         names: of all images, in order.
@@ -41,7 +50,7 @@ def image_ids(names: Sequence[str], annotations: str | os.PathLike | None) -> di
             several of one base name it is.
     """
     if annotations is None:
-        return {name: number for number, name in enumerate(names, start=1)}
+        return {name: Listed(number) for number, name in enumerate(names, start=1)}
     known = _annotated(annotations)
     by_base: dict[str, set[str]] = {}
     for name in known:
@@ -72,12 +81,12 @@ def image_ids(names: Sequence[str], annotations: str | os.PathLike | None) -> di
     return found
 
 
-def _annotated(path: str | os.PathLike) -> dict[str, int]:
-    """The ids of a COCO annotation file by `file_name`."""
+def _annotated(path: str | os.PathLike) -> dict[str, Listed]:
+    """The images of a COCO annotation file by `file_name`."""
     try:
-        listed = read_json(os.path.expanduser(path))["images"]
-        known = {str(image["file_name"]): image["id"] for image in listed}
-        ids = set(known.values())
+        images = read_json(os.path.expanduser(path))["images"]
+        known = {str(image["file_name"]): Listed(image["id"], _size(image)) for image in images}
+        ids = {one.id for one in known.values()}
         if odd := [i for i in ids if not isinstance(i, int | str)]:
             raise ValueError(f"the id {odd[0]!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -85,12 +94,21 @@ def _annotated(path: str | os.PathLike) -> dict[str, int]:
             f"annotations: expected a COCO annotation file with images of file_name and id at "
             f"{path}, got {type(error).__name__}: {error}"
         ) from error
-    if not len(ids) == len(known) == len(listed):
+    if not len(ids) == len(known) == len(images):
         raise ValueError(
             f"annotations: expected a file_name and an id for each image of {path}, got "
-            f"{len(known)} names and {len(ids)} ids for {len(listed)} images"
+            f"{len(known)} names and {len(ids)} ids for {len(images)} images"
         )
     return known
+
+
+def _size(image: Mapping) -> tuple[int, int] | None:
+    if "height" not in image and "width" not in image:
+        return None
+    height, width = size = image["height"], image["width"]
+    if not all(isinstance(side, int) and side > 0 for side in size):
+        raise ValueError(f"height {height!r} and width {width!r} of {image['file_name']}")
+    return size
 
 
 def _base(name: str) -> str:

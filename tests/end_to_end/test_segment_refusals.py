@@ -60,9 +60,9 @@ def test_an_id_that_could_be_anothers_is_refused(names, known, ids, tmp_path):
     file.write_text(json.dumps({"images": [{"file_name": n, "id": i} for n, i in known.items()]}))
     if isinstance(ids, str):
         with pytest.raises(ValueError, match=ids):
-            summary.image_ids(names, file)
+            summary.listed(names, file)
     else:
-        assert summary.image_ids(names, file) == dict(zip(names, ids, strict=True))
+        assert [summary.listed(names, file)[name].id for name in names] == ids
 
 
 @pytest.mark.parametrize("identity", ["null", "NaN", "1.5", "[1]"])
@@ -70,7 +70,41 @@ def test_ids_that_no_result_could_carry(identity, tmp_path):
     file = tmp_path / "a.json"
     file.write_text(f'{{"images": [{{"file_name": "a.jpg", "id": {identity}}}]}}')
     with pytest.raises(ValueError, match="expected a COCO annotation file with images of"):
-        summary.image_ids(["a.jpg"], file)
+        summary.listed(["a.jpg"], file)
+
+
+def test_an_image_of_another_size_than_its_annotation_fails(checkpoint, tmp_path):
+    """As in `score`: its masks would lie elsewhere in the annotated image."""
+    images, out, annotations = (tmp_path / name for name in ("images", "out", "instances.json"))
+    images.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(images / name)
+    known = [{"id": 1, "file_name": "a.png", "height": 20, "width": 30}]
+    known += [{"id": 2, "file_name": "b.png", "height": 30, "width": 20}]
+    annotations.write_text(json.dumps({"images": known}))
+    extra = (f"--annotations={annotations}", "--save=coco")
+    assert run(checkpoint, images, out, "attention", *extra) == 1
+    (failure,) = map(json.loads, (out / "failures.jsonl").read_text().splitlines())
+    assert failure["message"] == "the image is (20, 30), its annotation says (30, 20)"
+    found = json.loads((out / "coco.json").read_text())
+    assert [image["id"] for image in found["images"]] == [1]
+    known[1] |= {"height": 20, "width": 30}
+    annotations.write_text(json.dumps({"images": known}))
+    assert run(checkpoint, images, out, "attention", *extra) == 0
+    assert (out / "failures.jsonl").read_text() == ""
+    known[1] |= {"width": "30"}
+    annotations.write_text(json.dumps({"images": known}))
+    assert run(checkpoint, images, out, "attention", *extra) == 2
+
+
+def test_results_of_another_frame_are_not_gone_on_with(checkpoint, photographs, tmp_path, capsys):
+    """Without annotations images are turned by their orientation; ids do not make these fit."""
+    image, annotations = photographs / "coffee.png", tmp_path / "instances.json"
+    annotations.write_text(json.dumps({"images": [{"id": 3, "file_name": "coffee.png"}]}))
+    out = tmp_path / "out"
+    assert run(checkpoint, image, out, "attention") == 0
+    assert run(checkpoint, image, out, "attention", f"--annotations={annotations}") == 2
+    assert "frame" in capsys.readouterr().err
 
 
 def test_results_among_the_photographs_are_refused(checkpoint, photographs, tmp_path, capsys):
