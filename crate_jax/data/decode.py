@@ -13,6 +13,7 @@ import os
 import stat
 import struct
 import threading
+import warnings
 import zlib
 from collections.abc import Iterator
 
@@ -33,7 +34,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 # What Pillow may open beside JPEG and PNG. Not all that it can: EPS would start Ghostscript.
 _FORMATS = ("WEBP", "TIFF", "GIF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA")
 _TIFF_BITS, _TIFF_SENSE, _TIFF_PLANES = 258, 262, 284  # tags
-_pillow = threading.Lock()
+_pillow = threading.RLock()
 
 
 class CorruptImage(ValueError):
@@ -135,7 +136,7 @@ class Encoded:
         elif self.data.startswith(_PNG):
             height, width, orientation = self._png_header()
         else:
-            with self._pillow_image() as image:
+            with _pillow_alone(), self._pillow_image() as image:
                 height, width, orientation = _stored_size(image)
         if height * width > self.max_megapixels * 1e6:
             raise self._corrupt(
@@ -192,12 +193,11 @@ class Encoded:
         return pixels
 
     def _decode_by_pillow(self) -> np.ndarray:
-        with self._pillow_image() as image:
+        with _pillow_alone(), self._pillow_image() as image:
             try:
                 if image.format == "TIFF":  # which Pillow would turn while it loads
                     image.getexif().pop(_EXIF_ORIENTATION, None)
-                with _without_limit():
-                    image.load()
+                image.load()
             except Exception as error:  # Pillow's decoders raise anything on damaged data
                 raise self._corrupt(f"a truncated, damaged or rare one ({_line(error)})") from error
             tags = getattr(image, "tag_v2", {})
@@ -223,8 +223,7 @@ class Encoded:
 
     def _pillow_image(self) -> Image.Image:
         try:
-            with _without_limit():
-                return Image.open(io.BytesIO(self.data), formats=_FORMATS)
+            return Image.open(io.BytesIO(self.data), formats=_FORMATS)
         except Exception as error:
             raise self._corrupt("what is not an image of a known kind, or damaged") from error
 
@@ -269,9 +268,12 @@ def _line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _without_limit() -> Iterator[None]:
-    """Pillow's own limit of pixels, a global of its, is lifted: ours stands before it."""
-    with _pillow:
+def _pillow_alone() -> Iterator[None]:
+    """Without Pillow's limit of pixels, since ours stands before it, and without its warnings.
+
+    What they tell of is refused here, or no damage to the picture. Both are global: one at a time.
+    """
+    with _pillow, warnings.catch_warnings(action="ignore", category=UserWarning):
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             yield
@@ -305,8 +307,9 @@ def _orientation(exif: bytes) -> int:
     """The orientation that EXIF data give, 1 to 8; 1 where they give none."""
     found = Image.Exif()
     try:
-        found.load(exif)
-        value = found.get(_EXIF_ORIENTATION, 1)
+        with _pillow_alone():
+            found.load(exif)
+            value = found.get(_EXIF_ORIENTATION, 1)
     except Exception:  # damaged metadata is no damage to the picture
         return 1
     return value if value in range(1, 9) else 1

@@ -1,7 +1,9 @@
 import io
 import os
 import pickle
+import random
 import struct
+import warnings
 import zlib
 
 import cv2
@@ -245,6 +247,23 @@ def test_damage_in_the_middle_is_an_error(picture):
     data[len(data) // 2 : len(data) // 2 + 60] = bytes(60)
     with pytest.raises(CorruptImage):
         Encoded(bytes(data), "x").decode()
+
+
+def test_damage_is_said_by_us_alone(picture):
+    """Pillow warns of a TIFF's metadata, once for each of a folder's images."""
+    data, rng, refused = encode(picture[:20, :30], "TIFF"), random.Random(0), 0
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        for _ in range(100):
+            damaged = bytearray(data)
+            for _ in range(3):
+                damaged[rng.randrange(8, 200)] ^= 1 << rng.randrange(8)
+            try:
+                Encoded(bytes(damaged), "x").decode()
+            except CorruptImage:
+                refused += 1
+    assert refused
+    assert not warned
 
 
 def test_junk_after_the_picture_is_none(picture):
