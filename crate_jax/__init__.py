@@ -10,6 +10,7 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
+from crate_jax import limits
 from crate_jax._version import __version__
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def _leave(number: int, frame: types.FrameType | None) -> None:
 # `python -m` looks up a command of ours: until `command_line.run` there is nothing to put in order.
 if sys.argv[:1] == ["-m"]:
     signal.signal(signal.SIGINT, _leave)
+    limits.for_numpy()
 
 
 def load(path: str | os.PathLike, **declared: Any) -> "Transformer":

@@ -26,8 +26,19 @@ def for_computing(threads: int) -> None:
     make_room_for_threads(needed, "this command", "raise it, or end other processes")
 
 
+def for_numpy() -> None:
+    """NumPy's OpenBLAS starts a thread a core, and sends us a SIGINT where the system refuses one.
+
+    Where there is no room it is told to start none; called before NumPy is imported.
+    """
+    try:
+        make_room_for_threads(_cores(), "NumPy", MORE_PROCESSES)
+    except ValueError:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 def _cores() -> int:
-    """Those that XLA counts."""
+    """Those that XLA and OpenBLAS count."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

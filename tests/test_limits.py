@@ -2,6 +2,8 @@
 
 import os
 import resource
+import subprocess
+import sys
 
 import pytest
 
@@ -34,3 +36,21 @@ def test_root_is_not_bound(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (1, 1))
     limits.for_computing(14)
+
+
+@pytest.mark.parametrize(("allowed", "told"), [(4, "1"), (4096, None)])
+def test_numpy_is_told_to_start_no_threads_where_there_is_no_room(allowed, told):
+    """Before it is imported: OpenBLAS would end a command by SIGINT, as if by Ctrl-C."""
+    code = f"""
+import os, resource, sys
+os.geteuid = lambda: 1000
+resource.getrlimit = lambda kind: ({allowed}, {allowed})
+sys.argv = ["-m"]  # as while `python -m` looks up a command
+import crate_jax
+from crate_jax import limits
+print("numpy" in sys.modules, os.environ.get("OPENBLAS_NUM_THREADS"))
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout == f"False {told}\n", done.stderr
