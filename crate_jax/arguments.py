@@ -41,6 +41,14 @@ def positive(text: str) -> int:
     return value
 
 
+def draws(text: str) -> int:
+    """How often a bootstrap draws; more moves an interval's ends by less than they tell."""
+    value = positive(text)
+    if value > 100_000:
+        raise argparse.ArgumentTypeError(f"expected at most 100,000 draws, got {text!r}")
+    return value
+
+
 def share(text: str) -> float:
     """A number in [0, 1]."""
     value = _number(text)

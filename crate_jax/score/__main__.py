@@ -93,7 +93,10 @@ def _parser() -> argparse.ArgumentParser:
     arguments.add_maskcut(group.add_argument)
     arguments.add_features(group.add_argument)
     group.add_argument(
-        "--samples", type=arguments.positive, default=1000, help="bootstrap draws (default 1000)"
+        "--samples",
+        type=arguments.draws,
+        default=1000,
+        help="bootstrap draws, at most 100,000 (default 1000)",
     )
     group = parser.add_argument_group("object discovery and saliency")
     group.add_argument(

@@ -243,4 +243,8 @@ def test_wrong_usage(workdir, tiny, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run("--dataset=coco", f"--checkpoint={tiny}")
     assert "--root is needed" in capsys.readouterr().err
+    for draws in ("0", str(10**12)):
+        with pytest.raises(SystemExit):
+            run("--dataset=scenes", f"--checkpoint={tiny}", f"--samples={draws}")
+        assert "--samples: expected" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
