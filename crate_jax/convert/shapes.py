@@ -110,13 +110,13 @@ def crate_alpha(s: Shapes) -> dict[str, Any]:
 def crate_alpha_flax(s: Shapes) -> dict[str, Any]:
     """CRATE-alpha of the JAX class."""
     block = "Transformer/encoderblock_0"
-    projection = f"{block}/MultiHeadDotProductSubspaceAttention_0/proj/kernel"
-    dim, heads, head_dim = (s.axis(projection, axis, 3) for axis in range(3))
+    attention = f"{block}/MultiHeadDotProductSubspaceAttention_0"
+    dim, heads, head_dim = (s.axis(f"{attention}/proj/kernel", axis, 3) for axis in range(3))
     return {
         "dim": dim,
         "heads": heads,
         "inner": heads * head_dim,
-        "output_map": True,
+        "output_map": f"{attention}/out/kernel" in s,  # always in theirs, not in one of ours
         "patch_size": s.axis("embedding/kernel", 0, 4),
         "depth": s.depth(r"Transformer/encoderblock_(\d+)/"),
         "patches": s.axis("pos_embedding", 1, 3) - 1,

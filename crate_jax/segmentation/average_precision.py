@@ -54,11 +54,20 @@ def coco_ap(
         NaN where there is no annotated object that counts.
 
     Raises:
-        ValueError: a prediction of an image that the ground truth does not hold; an image without
-            id, height and width; a segmentation that is none (`run_lengths.checked`).
+        ValueError: a prediction that is no COCO result, or of an image that the ground truth does
+            not hold; an image without id, height and width; a segmentation that is none
+            (`run_lengths.checked`).
     """
     one_class, sizes = checked_truth(ground_truth)
-    unknown = sorted({p["image_id"] for p in predictions} - set(sizes), key=str)
+    try:
+        unknown = sorted({p["image_id"] for p in predictions} - set(sizes), key=str)
+        scores = [float(p["score"]) if keep_scores else 1.0 for p in predictions]
+    except (KeyError, TypeError, ValueError) as error:
+        wanted = "an image_id and a score" if keep_scores else "an image_id"
+        raise ValueError(
+            f"predictions: expected COCO results, each an object with {wanted}, got one that "
+            f"gives {type(error).__name__}: {error}"
+        ) from error
     if unknown:
         raise ValueError(
             f"predictions: expected those of the {len(sizes)} annotated images, got {len(unknown)} "
@@ -71,9 +80,9 @@ def coco_ap(
             "image_id": p["image_id"],
             "category_id": 1,
             "segmentation": _segmentation(p, sizes, f"prediction {number}"),
-            "score": float(p["score"]) if keep_scores else 1.0,
+            "score": score,
         }
-        for number, p in enumerate(predictions)
+        for number, (p, score) in enumerate(zip(predictions, scores, strict=True))
     ]
     result: dict[str, float] = {}
     kinds: tuple[tuple[str, Literal["bbox", "segm"]], ...] = (("box", "bbox"), ("mask", "segm"))

@@ -64,8 +64,10 @@ def test_one_full_width_head_of_crate_alpha(reference, write, tmp_path, run, err
     checkpoints.save(model, tmp_path / "y.safetensors")
     assert checkpoints.read(tmp_path / "y.safetensors").config == model.config
     without = {k: v for k, v in state.items() if "to_out" not in k}
-    config = crate_jax.load(write(without, "z.safetensors")).config
-    assert (config.heads, config.full_width_output) == (1, False)
+    for target in ("z.safetensors", "z.npz"):
+        checkpoints.save(crate_jax.load(write(without)), tmp_path / target, declared=False)
+        config = crate_jax.load(tmp_path / target).config
+        assert (config.heads, config.full_width_output) == (1, False)
 
 
 def test_crate_alpha_archives_are_the_authors(reference, write, tmp_path):

@@ -285,6 +285,14 @@ def test_coco_ap_takes_polygons_and_plain_run_lengths_of_predictions():
 
 
 @pytest.mark.usefixtures("types_unchecked")
+@pytest.mark.parametrize("odd", [5, None, {}, {"image_id": [1]}, {"image_id": 1, "score": "high"}])
+def test_coco_ap_refuses_what_is_no_prediction(odd):
+    truth, _ = coco_case({1: [box(20, 20, 2, 3, 8, 13)]}, [])
+    with pytest.raises(ValueError, match="predictions: expected COCO results, each an object with"):
+        scoring.coco_ap(truth, [odd], keep_scores=True)
+
+
+@pytest.mark.usefixtures("types_unchecked")
 def test_errors_say_what_is_expected():
     with pytest.raises(ValueError, match="one height and width"):
         scoring.iou(np.ones((2, 2), bool), np.ones((4, 4), bool))
