@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import pathlib
+import sys
 from collections.abc import Callable
 
 from crate_jax.convert.arguments import add_choices, add_declarations, size
@@ -30,23 +31,23 @@ def path(text: str) -> pathlib.Path:
     return pathlib.Path(os.path.expanduser(text))
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return value
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """A parser of a whole number in [least, most]."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            upper = f"of at least {least}" if most == sys.maxsize else f"from {least} to {most:,}"
+            raise argparse.ArgumentTypeError(f"expected a whole number {upper}, got {text!r}")
+        return value
+
+    return parse
 
 
-def draws(text: str) -> int:
-    """How often a bootstrap draws; more moves an interval's ends by less than they tell."""
-    value = positive(text)
-    if value > 100_000:
-        raise argparse.ArgumentTypeError(f"expected at most 100,000 draws, got {text!r}")
-    return value
+positive = whole(1, sys.maxsize)
 
 
 def share(text: str) -> float:
@@ -113,7 +114,7 @@ def add_maskcut(add: Callable) -> None:
     """Adds MaskCut's options, but its threshold: `segment` has one, `score` several."""
     add(
         "--max-masks",
-        type=positive,
+        type=whole(1, 1000),
         default=3,
         metavar="N",
         help="rounds, so at most as many masks an image (default 3)",

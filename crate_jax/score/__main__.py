@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     arguments.add_features(group.add_argument)
     group.add_argument(
         "--samples",
-        type=arguments.draws,
+        type=arguments.whole(1, 100_000),  # more would move an interval's ends by next to nothing
         default=1000,
         help="bootstrap draws, at most 100,000 (default 1000)",
     )
@@ -150,7 +150,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help="of a run: repeat for these checkpoints, such as 500,1000, or all",
     )
-    group.add_argument("--seed", type=int, default=0, help="of draws, scenes and random weights")
+    group.add_argument(
+        "--seed",
+        type=arguments.whole(0, 2**63 - 1),
+        default=0,
+        metavar="N",
+        help="of draws, scenes and random weights",
+    )
     arguments.add_checkpoint(parser)
     return parser
 

@@ -243,8 +243,9 @@ def test_wrong_usage(workdir, tiny, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run("--dataset=coco", f"--checkpoint={tiny}")
     assert "--root is needed" in capsys.readouterr().err
-    for draws in ("0", str(10**12)):
+    for option in ("samples=0", f"samples={10**12}", f"max-masks={10**12}", "seed=-1", "seed=1e3"):
         with pytest.raises(SystemExit):
-            run("--dataset=scenes", f"--checkpoint={tiny}", f"--samples={draws}")
-        assert "--samples: expected" in capsys.readouterr().err
+            run("--dataset=scenes", f"--checkpoint={tiny}", f"--{option}")
+        name = option.partition("=")[0]
+        assert f"argument --{name}: expected a whole number" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
