@@ -117,7 +117,7 @@ def _base(name: str) -> str:
 
 def collect(
     records: Records,
-    ids: Mapping[str, int],
+    ids: Mapping[str, int | str],
     folder: pathlib.Path,
     save: Sequence[str],
     say: Callable[[str], None] = print,
@@ -169,7 +169,7 @@ def _write(records, found, ids, folder, save) -> dict:
     return summary
 
 
-def _write_coco(path: pathlib.Path, done: list[dict], ids: Mapping[str, int]) -> None:
+def _write_coco(path: pathlib.Path, done: list[dict], ids: Mapping[str, int | str]) -> None:
     listed = [
         {
             "id": ids[record["name"]],
