@@ -102,16 +102,18 @@ def test_of_several_that_start_at_once_one_gets_it(tmp_path):
     with Lock(path):
         record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {"started": "1"}))  # stale: all will take it over
-    together, results = threading.Barrier(6), []
+    together, results, refused = threading.Barrier(6), [], threading.Semaphore(0)
 
     def start():
         together.wait()
         try:
             with Lock(path):
                 results.append(1)
-                time.sleep(0.5)
+                for _ in range(5):  # until all others were refused, however late they came
+                    refused.acquire(timeout=5)
         except ValueError:
             results.append(0)
+            refused.release()
 
     threads = [threading.Thread(target=start) for _ in range(6)]
     for thread in threads:
