@@ -131,8 +131,10 @@ class PatchKNN(OfWeights):
 
         Bayesian bootstrap over images (Rubin 1981): a draw weighs each by a flat Dirichlet, so that
         no class vanishes from it. Drawn with repetition, a class of few images is missing in a
-        third of the draws and more, counts as 0 there, and the interval lies below the mean. A draw
-        keeps the assignment of all images, since one of its own would raise its mean.
+        third of the draws and more, and counts as 0 there. The IoU of a class of one image is a
+        concave function of its weight, so that draws still lie below the value: they are moved to
+        have it as their mean. A draw keeps the assignment of all images, since one of its own would
+        raise its mean.
         """
         found = {}
         truths, rows = (np.array(columns[f"knn/{name}"]) for name in ("truths", "confusion"))
@@ -143,8 +145,9 @@ class PatchKNN(OfWeights):
             counts = _of_classes(truths, rows, assigned)
             rng, images = np.random.default_rng(self.seed), len(counts)
             shares = rng.dirichlet(np.ones(images), size=self.samples)
-            ends = np.percentile(_miou(np.tensordot(shares, counts, 1)), [2.5, 97.5])
             value = patch_knn.miou(whole, matched=bool(matched))
+            draws = _miou(np.tensordot(shares, counts, 1))
+            ends = np.percentile(value + draws - draws.mean(), [2.5, 97.5])
             found[f"{stem}/{name}"] = Estimate(value, *map(float, ends))
         return found
 

@@ -36,6 +36,20 @@ def test_the_interval_of_many_classes_holds_the_mean():
         assert estimate.high - estimate.low < 0.1
 
 
+def test_the_interval_holds_the_mean_where_other_images_err_into_a_class():
+    """Two hundred classes of one image each, whose pixels are taken for all others too."""
+    rng, counts = np.random.default_rng(0), np.zeros((200, 200, 200), np.int64)
+    for index, one in enumerate(counts):
+        one[index, index] = 20
+        np.add.at(one[index], rng.integers(0, 200, 60), 1)
+    task = types.SimpleNamespace(data=types.SimpleNamespace(classes=200), samples=300, seed=0)
+    kept = [patch_knn._compact(one, 1) for one in counts]
+    columns = {name: [row[name] for row in kept] for name in kept[0]}
+    estimate = patch_knn.PatchKNN.scores(task, "knn", columns)["knn/miou_identity"]
+    assert estimate.low < estimate.value < estimate.high
+    assert estimate.value - estimate.low == pytest.approx(estimate.high - estimate.value, rel=0.5)
+
+
 def test_means_are_those_of_the_summed_matrix(images):
     task = types.SimpleNamespace(data=types.SimpleNamespace(classes=CLASSES), samples=2000, seed=0)
     kept = [patch_knn._compact(one, MOST) for one in images]
