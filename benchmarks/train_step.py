@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from crate_jax import command_line
+from crate_jax import allocator, command_line
 
 MODELS = (
     *("crate-s8", "crate-b8", "crate-b16", "crate-l16", "crate-alpha-b16"),
@@ -80,6 +80,7 @@ def main():
     parser.add_argument("--accumulate", type=int, help="parts of a batch")
     parser.add_argument("--steps", type=int, default=20, help="timed")
     a = command_line.parse(parser)
+    allocator.keep_freed_memory()  # as every run does, and before JAX is imported
     names = ("batch_size", "remat", "fsdp", "accumulate")
     changes = {name: getattr(a, name) for name in names if getattr(a, name) is not None}
     if a.smoke:
