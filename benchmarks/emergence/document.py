@@ -199,13 +199,7 @@ def _tables(results: Results) -> list[str]:
             (_network(results, condition) for condition in done),
         ),
         _alone(results),
-        "### Differences",
-        "Of own minus other, with 95 % intervals over seeds and scenes; the first row is the main "
-        "comparison. The last column is the mass rule's on objects never learned.",
-        _table(
-            ["what", "minus", *(_NAMES[m] for m in emergence.MEASURES), "never learned"],
-            filter(None, (_difference(results, *row) for row in grid.COMPARISONS)),
-        ),
+        *_differences(results),
         "### Layers",
         "Own minus other, mass rule, best head: mean and standard deviation over seeds.",
         _table(
@@ -292,6 +286,19 @@ def _network(results: Results, condition: Condition) -> list[str]:
         str(layer + 1),
         *map(_spread, ious),
         *(_spread(_headline(results, condition, shown), sign="+") for shown in SHOWN),
+    ]
+
+
+def _differences(results: Results) -> list[str]:
+    """The table of all comparisons whose runs are done; nothing before the first."""
+    rows = list(filter(None, (_difference(results, *row) for row in grid.COMPARISONS)))
+    if not rows:
+        return []
+    return [
+        "### Differences",
+        "Of own minus other, with 95 % intervals over seeds and scenes; the first row is the main "
+        "comparison. The last column is the mass rule's on objects never learned.",
+        _table(["what", "minus", *(_NAMES[m] for m in emergence.MEASURES), "never learned"], rows),
     ]
 
 
