@@ -23,6 +23,7 @@ SHAPES = ((2, 197, 3, 64), (2, 785, 2, 64), (1, 301, 2, 48))  # images, tokens, 
 NETWORKS = ("crate-testing", "crate-alpha-testing", "vit-testing")
 # Roundings of several layers add up.
 LAYERS = 3
+DRAWS = 5  # of a network's weights
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,7 +90,11 @@ def attention_errors() -> Iterator[tuple[str, list[float], float]]:
 
 
 def network_errors() -> Iterator[tuple[str, list[float], float]]:
-    """The same of small networks, unrolled and as a loop: logits, and gradients together."""
+    """The same of small networks, unrolled and as a loop: logits, and gradients together.
+
+    Medians over draws of the weights: in one of ten a ReLU that bfloat16 turns on or off moves the
+    gradient by 5 to 10 %, and the others are 1 % off.
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -115,14 +120,20 @@ def network_errors() -> Iterator[tuple[str, list[float], float]]:
     for name in NETWORKS:
         config = variants.config(name, image_size=(40, 40))
         with jax.default_device(host):
-            params = base.split(variants.build(config, jax.random.key(0)))[1]
-        want = both(config)(*jax.device_put((params, images), host))
+            draws = [
+                base.split(variants.build(config, jax.random.key(seed)))[1] for seed in range(DRAWS)
+            ]
+        plain = both(config)
+        wanted = [plain(*jax.device_put((params, images), host)) for params in draws]
         for dtype, tolerance in TOLERANCE.items():
             for scan in (False, True):
                 run = both(config, dtype=jnp.dtype(dtype), scan=scan)
-                found = run(*jax.device_put((params, images), device))
+                off = [
+                    _off(run(*jax.device_put((params, images), device)), want)
+                    for params, want in zip(draws, wanted, strict=True)
+                ]
                 what = f"{name} {dtype}{' as a loop' * scan}"
-                yield what, _off(found, want), LAYERS * tolerance
+                yield what, np.median(off, axis=0).tolist(), LAYERS * tolerance
 
 
 def _off(found: Sequence[Any], want: Sequence[Any]) -> list[float]:
