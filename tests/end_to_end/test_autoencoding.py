@@ -25,7 +25,7 @@ def config(steps):
 
 @pytest.mark.slow
 def test_trains_evaluates_and_reports(tmp_path):
-    c = config(40)
+    c = config(60)
     assert loop.train(c, tmp_path) == 0
     lines = runs.metrics(tmp_path)
     assert all("train/top1" not in line and "val/top1" not in line for line in lines)
