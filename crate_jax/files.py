@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, and one process at a time."""
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -271,15 +272,27 @@ class Lock(contextlib.AbstractContextManager):
                 alive = now[1] != seen[1] or None
             if alive:
                 raise ValueError(self._refusal(_holder(seen[0])))
-            # Renamed, not deleted: another that takes it over too may have its own there already.
-            aside = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}")
-            os.rename(self.path, aside)
+            self._remove(seen[0])
         except FileNotFoundError:
             return
-        if aside.read_bytes() != seen[0]:
-            os.rename(aside, self.path)
-            return
-        aside.unlink()
+
+    def _remove(self, content: bytes) -> None:
+        """Deletes the lock's file if it still is the one that was seen, one process at a time.
+
+        Others take it over too, and may have their own there already. Of those that opened one
+        file a single one may look and delete, so that no newer one is ever away for a moment.
+        """
+        with open(self.path, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.01)  # another looks
+                return
+            except OSError:
+                pass  # a file system without such locks
+            same = os.path.samestat(os.fstat(file.fileno()), self.path.stat())
+            if same and file.read() == content:
+                self.path.unlink()
 
     def _refusal(self, holder: Mapping) -> str:
         return (
