@@ -1,12 +1,11 @@
 """What results.json says, as the generated parts of docs/emergence.md."""
 
 import pathlib
-import re
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from benchmarks import pages
 from benchmarks.emergence import differences, drawings, grid, runner
 from benchmarks.emergence.differences import HEADLINE
 from benchmarks.emergence.grid import Condition
@@ -16,8 +15,7 @@ from crate_jax.files import write_atomically
 from crate_jax.segmentation import emergence
 from crate_jax.segmentation.emergence import Estimate
 
-PAGE = pathlib.Path(__file__).parents[2] / "docs" / "emergence.md"
-_PART = re.compile(r"(<!-- ([\w -]+?) -->\n).*?(\n<!-- end of \2 -->)", re.DOTALL)
+PAGE = pages.DOCS / "emergence.md"
 _NAMES = {
     "mass": "IoU, mass rule",
     "area": "IoU, area rule",
@@ -68,8 +66,8 @@ def page_with(page: str, results: Results, path: pathlib.Path) -> str:
     parts = {f"results of {budget}": text(results, path.stem)}
     if budget == "cpu":
         recipe = results.content.get("recipe") or grid.recipe(results.budget)
-        parts["set-up"] = _filled(set_up(recipe))
-    return _PART.sub(lambda m: m[1] + parts[m[2]] + m[3] if m[2] in parts else m[0], page)
+        parts["set-up"] = pages.joined([set_up(recipe)])
+    return pages.written(page, parts)
 
 
 def set_up(recipe: Mapping) -> str:
@@ -100,14 +98,7 @@ def text(results: Results, stem: str = "emergence") -> str:
     parts = [_missing(results)]
     if results.content["runs"]:
         parts = [*_answer(results), *_charts(results, stem), *_tables(results), *parts]
-    return "\n\n".join(map(_filled, filter(None, parts)))
-
-
-def _filled(paragraph: str) -> str:
-    """In lines as long as the page's; tables, headings and pictures as they are."""
-    if paragraph.startswith(("|", "#", "!")):
-        return paragraph
-    return textwrap.fill(paragraph, 128, break_long_words=False, break_on_hyphens=False)
+    return pages.joined(parts)
 
 
 # ---- The answer ----------------------------------------------------------------------------------
@@ -191,7 +182,7 @@ def _tables(results: Results) -> list[str]:
         "Mean and standard deviation over seeds. Own, other and random are IoU by the mass rule "
         "of the best head, in the layer that is best over all scenes; own minus other is the "
         "headline.",
-        _table(
+        pages.table(
             [
                 *("network", "seeds", "parameters", "rate", "top-1", "layer", "own", "other"),
                 *("random", "own − other", "objects never learned"),
@@ -202,27 +193,28 @@ def _tables(results: Results) -> list[str]:
         *_differences(results),
         "### Layers",
         "Own minus other, mass rule, best head: mean and standard deviation over seeds.",
-        _table(
+        pages.table(
             ["network", *(f"layer {number + 1}" for number in range(_depth(results)))],
             (_by_layer(results, condition) for condition in done),
         ),
         "### Measures",
         "Each in the layer of the first table: own / another scene's object / random weights, "
         "means over seeds.",
-        _table(
+        pages.table(
             ["measure", *(condition.title for condition in _main(done))],
             (_measure(results, name, title, _main(done)) for name, title in _MEASURED.items()),
         ),
         "### Pooling",
         "Own minus other, mean and standard deviation over seeds: of [CLS] attention in its best "
         "layer, and of the cosine of each patch with the pooled vector.",
-        _table(
+        pages.table(
             ["network", "map", *(_NAMES[m] for m in emergence.MEASURES[1:])],
             (row for c in done if _plain(c) for row in _pooling(results, c)),
+            2,
         ),
         "### Rates",
         "Loss (and top-1) on training scenes never trained on, after the sweep's short runs.",
-        _table(["network", "optimizer", "taken", "tried"], _sweeps(results)),
+        pages.table(["network", "optimizer", "taken", "tried"], _sweeps(results), 4),
     ]
 
 
@@ -298,7 +290,9 @@ def _differences(results: Results) -> list[str]:
         "### Differences",
         "Of own minus other, with 95 % intervals over seeds and scenes; the first row is the main "
         "comparison. The last column is the mass rule's on objects never learned.",
-        _table(["what", "minus", *(_NAMES[m] for m in emergence.MEASURES), "never learned"], rows),
+        pages.table(
+            ["what", "minus", *(_NAMES[m] for m in emergence.MEASURES), "never learned"], rows, 2
+        ),
     ]
 
 
@@ -403,9 +397,3 @@ def _spread(values: Sequence[float], sign: str = "") -> str:
 
 def _signed(estimate: Estimate) -> str:
     return f"{estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

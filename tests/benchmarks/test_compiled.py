@@ -4,33 +4,35 @@ import json
 
 import pytest
 
-from benchmarks import compiled
-from benchmarks.compiled import Case, Results
+from benchmarks import pages
+from benchmarks.compiled import cases, document
+from benchmarks.compiled.cases import Case
+from benchmarks.compiled.results_file import Results
 from tests.test_config import CONFIGS
 
-COMMITTED = Results.read(compiled.DOCS / "results" / "compiled.json")
+COMMITTED = Results.read(pages.DOCS / "results" / "compiled.json")
 
 
 def test_every_config_is_among_the_recipes():
-    known = {compiled.made_from(name) for name in compiled.RECIPES}
-    assert len(known) == len(compiled.RECIPES)
+    known = {cases.made_from(name) for name in cases.RECIPES}
+    assert len(known) == len(cases.RECIPES)
     for path in CONFIGS:
-        assert compiled.made_from(path.stem) in known, f"{path.stem}: expected in RECIPES"
+        assert cases.made_from(path.stem) in known, f"{path.stem}: expected in RECIPES"
 
 
 def test_what_was_compiled_is_of_todays_recipes():
     assert COMMITTED.content["rows"]
     for row in COMMITTED.content["rows"]:
         case = Case(row["recipe"], row["hardware"], row["fsdp"])
-        assert case in compiled.cases()
-        assert row["made_from"] == compiled.made_from(case.recipe), (
+        assert case in cases.cases()
+        assert row["made_from"] == cases.made_from(case.recipe), (
             f"{case}: the recipe changed; run python -m benchmarks.compiled "
             "--out=docs/results/compiled.json again, then with --render"
         )
 
 
 def test_the_pages_say_what_the_file_says():
-    for path, page in compiled.pages(COMMITTED).items():
+    for path, page in document.written(COMMITTED).items():
         assert page == path.read_text(encoding="utf-8"), (
             f"{path.name}: run python -m benchmarks.compiled --render=docs/results/compiled.json"
         )
@@ -48,7 +50,7 @@ def row_of(case, effort, work, **changes):
         "hardware": case.hardware,
         "fsdp": case.fsdp,
         "effort": effort,
-        "made_from": compiled.made_from(case.recipe),
+        "made_from": cases.made_from(case.recipe),
         "compiler": "libtpu 0",
         "programs": {"step": step | changes, "evaluation": {"failed": "Used 21G of 15.75G hbm"}},
     }
@@ -85,16 +87,16 @@ def test_the_file_is_taken_up_again(results):
 
 
 def test_tables(results):
-    row = next(r for r in compiled.memory_table(results).splitlines() if "`imagenet_b`" in r)
+    row = next(r for r in document.memory_table(results).splitlines() if "`imagenet_b`" in r)
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     assert cells == [
         *("CRATE-B/16", "`imagenet_b`", "22,796,008", "0.25", "0.12", "102.4", "1.0", "0.5"),
         *("55.0", "", ""),  # 880 MiB of 16 images; v6e and H100 were not compiled
     ]
-    text = "\n\n".join(compiled._all(results))
+    text = "\n\n".join(document._all(results))
     assert "| `imagenet_b` | 1.00 + 0.86 |  |  |  |  |  |" in text
     assert "| `imagenet_b` | 2 all-reduce: 3.0 |  |  |  |  |" in text
-    assert f"1 of {len(compiled.cases())} cases were compiled" in text
+    assert f"1 of {len(cases.cases())} cases were compiled" in text
     assert "Failed: imagenet_b-v5e, evaluation: Used 21G of 15.75G hbm." in text
     missing = text.split("Not compiled: ")[1]
     assert "v5e: scenes_tiny, " in missing

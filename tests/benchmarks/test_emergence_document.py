@@ -156,7 +156,7 @@ def test_text_of_a_whole_grid():
     assert all(len(row.split(" | ")) > 1 for row in rows)
     tables = re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE)
     for table in tables:
-        assert len({line.count(" | ") for line in table.strip().splitlines()}) == 1
+        assert len({line.count("|") for line in table.strip().splitlines()}) == 1
 
 
 def test_text_of_part_of_a_grid_says_what_is_missing():

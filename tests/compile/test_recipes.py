@@ -11,21 +11,23 @@ import importlib.util
 
 import pytest
 
-from benchmarks import compiled
+from benchmarks import pages
+from benchmarks.compiled import cases, compiling
+from benchmarks.compiled.results_file import Results
 
-RESULTS = compiled.Results.read(compiled.DOCS / "results" / "compiled.json")
+RESULTS = Results.read(pages.DOCS / "results" / "compiled.json")
 PACKAGES = {"v5e": "libtpu", "v6e": "libtpu", "h100": "jax_cuda13_plugin"}
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("case", compiled.cases(), ids=str)
+@pytest.mark.parametrize("case", cases.cases(), ids=str)
 def test_case(case, optimised):
     package = PACKAGES[case.hardware]
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"needs {package}")
-    row = compiled.measure(case)
+    row = compiling.measure(case)
     failed = {name for name, one in row["programs"].items() if "failed" in one}
-    if case.recipe not in compiled.DEEP:
+    if case.recipe not in cases.DEEP:
         assert not failed, row["programs"]
     known = RESULTS.of(case)
     if known is None or known["compiler"] != row["compiler"]:
