@@ -36,6 +36,9 @@ class PatchKNN(OfWeights):
         temperature: of the vote.
         say: prints a line.
         **draws: see `Task`; the seed is of the choice of patches too.
+
+    Raises:
+        ValueError: the memory cannot hold `k` patches.
     """
 
     name = "knn"
@@ -58,6 +61,13 @@ class PatchKNN(OfWeights):
         self.data, self.size, self.batch_size, self.say = data, size, batch_size, say
         self.entries, self.k, self.temperature = entries, k, temperature
         self.grid = inference.grid_of(network.config, size)
+        self._each = max(entries // len(data.memory), 1)  # most patches of an image
+        most = len(data.memory) * min(self._each, self.grid[0] * self.grid[1])
+        if k > most:
+            raise ValueError(
+                f"knn: expected at most {most} neighbours, the patches that {len(data.memory)} "
+                f"images leave in the memory, got {k}; take fewer, or a larger memory"
+            )
         run = inference.normalised_patches(network)
         self._run = inference.Batches(network, run, batch_size, size)
         self.programs = (self._run,)
@@ -96,7 +106,6 @@ class PatchKNN(OfWeights):
         if self._memory is not None and self._memory[0] is params:
             return self._memory[1]
         names, features, labels = list(self.data.memory), [], []
-        each = max(self.entries // len(names), 1)
         progress = Progress("memory", len(names), self.say)
         for start in range(0, len(names), self.batch_size):
             part = names[start : start + self.batch_size]
@@ -109,7 +118,7 @@ class PatchKNN(OfWeights):
                     truth, self.grid, self.data.classes, void=self.data.void
                 )
                 uniform = np.random.default_rng((self.seed, start + place)).random(len(shares))
-                chosen = patch_knn.choose(shares, each, uniform)
+                chosen = patch_knn.choose(shares, self._each, uniform)
                 features.append(found[place][chosen])
                 labels.append(shares[chosen])
             progress.add(len(part))

@@ -113,6 +113,14 @@ def test_patches_that_are_remembered_are_found_again(run, tmp_path):
     assert "32 patches of 2 images" in said
 
 
+def test_more_neighbours_than_the_memory_holds_are_refused_before_work(run, tmp_path):
+    maps = {"a": np.full((32, 32), 3, np.uint8)}
+    layouts.voc_patches(tmp_path, maps, maps)
+    argv = ["--dataset=hummingbird", "--task=knn", "--neighbours=17"]
+    assert "at most 16 neighbours" in run(*argv, code=2)
+    assert not (tmp_path / "out").exists()
+
+
 def test_artifacts_are_those_of_the_tokens(run, tiny, tmp_path):
     layouts.saliency(tmp_path, "ecssd", {"a": np.zeros((32, 32), np.uint8)})
     result, _ = run("--dataset=ecssd", "--task=artifacts", "--no-random", "--outliers=fixed:3")
