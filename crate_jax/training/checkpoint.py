@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import time
 from typing import Any
 
@@ -27,6 +28,7 @@ from crate_jax.files import write_atomically
 from crate_jax.training import distributed
 
 _CLOCK_JUMP = 60.0  # seconds by which the two clocks may part during a save
+_QUIET, _PATIENCE = 1.0, 60.0  # seconds without a write of a save that was given up; for that
 
 
 class CheckpointError(RuntimeError):
@@ -71,6 +73,7 @@ class Checkpoints:
         self._manager: ocp.CheckpointManager | None = None
         self._unsealed: int | None = None
         self._begun = (0.0, 0.0)
+        self._given_up: int | None = None
 
     @property
     def manager(self) -> ocp.CheckpointManager:
@@ -103,6 +106,8 @@ class Checkpoints:
         try:
             if not self.workdir.is_dir():  # Orbax would make it anew
                 raise FileNotFoundError(f"{self.workdir} was moved or deleted during the run")
+            if step == self._given_up and jax.process_index() == 0:
+                _remove_when_quiet(self.directory, step)
             self.manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -156,6 +161,7 @@ class Checkpoints:
                 step,
             )
             self._drop_manager()
+            self._given_up = step
             # Threads of the save that was given up may still write to its temporary directory:
             # that is cleaned up when the run is next started, not now.
             self._options = dataclasses.replace(self._options, cleanup_tmp_directories=False)
@@ -278,6 +284,20 @@ def _not_finite(params: Any) -> list[str]:
     return [
         jax.tree_util.keystr(path, simple=True, separator="/") for (path, _), ok in pairs if not ok
     ]
+
+
+def _remove_when_quiet(directory: pathlib.Path, step: int) -> None:
+    """Removes what the given-up save of a step left; its threads may write there for a while."""
+    begin = quiet_since = time.monotonic()
+    while time.monotonic() - quiet_since < _QUIET:
+        for left in directory.glob(f"{step}.*"):
+            quiet_since = time.monotonic()
+            try:
+                shutil.rmtree(left)
+            except OSError:  # something was written meanwhile
+                if quiet_since - begin > _PATIENCE:
+                    raise
+        time.sleep(_QUIET / 10)
 
 
 @jax.jit

@@ -1,6 +1,8 @@
 """Faults of checkpoints on a tree of three arrays; with whole runs in end_to_end/test_faults.py."""
 
+import contextlib
 import errno
+import itertools
 import json
 import logging
 import os
@@ -227,6 +229,26 @@ def test_a_clock_that_jumps(checkpoints, monkeypatch, jump):
     if not checkpoints.wait():
         save(checkpoints, 4)
     assert_restored(checkpoints, 4)
+
+
+def test_a_step_is_saved_again_once_its_given_up_save_is_quiet(checkpoints, tmp_path):
+    """The threads of a save that was given up go on to write to its temporary directory."""
+    checkpoints._given_up = 4
+    left = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp" / "training.orbax-checkpoint-tmp"
+    stop = time.monotonic() + 1.5
+
+    def write():
+        for number in itertools.takewhile(lambda _: time.monotonic() < stop, itertools.count()):
+            with contextlib.suppress(FileNotFoundError):
+                left.mkdir(parents=True, exist_ok=True)
+                (left / str(number)).touch()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    save(checkpoints, 4)
+    writer.join()
+    assert_restored(checkpoints, 4)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "3", "4"]
 
 
 def test_parameters_that_are_not_finite_are_not_saved(checkpoints):
