@@ -1,4 +1,4 @@
-"""What results.json says, as the generated parts of docs/emergence.md."""
+"""The generated parts of docs/emergence.md, and of the pages beside it, from results.json."""
 
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,29 +7,19 @@ import numpy as np
 
 from benchmarks import pages
 from benchmarks.emergence import differences, drawings, grid, runner
+from benchmarks.emergence.answer import NAMES, Answer, compared, headlines, signed, spread
 from benchmarks.emergence.differences import HEADLINE
 from benchmarks.emergence.grid import Condition
 from benchmarks.emergence.results_file import SHOWN, Results
 from crate_jax.command_line import say
 from crate_jax.files import write_atomically
 from crate_jax.segmentation import emergence
-from crate_jax.segmentation.emergence import Estimate
 
 PAGE = pages.DOCS / "emergence.md"
-_NAMES = {
-    "mass": "IoU, mass rule",
-    "area": "IoU, area rule",
-    "auroc": "AUROC",
-    "ap": "average precision",
-    "pointing": "pointing",
-}
-# Of what is compared, CRATE and ViT under other conditions: where the claim may not hold.
-_CONDITIONS = grid.COMPARISONS[3:9]
-_OPERATORS = (*grid.COMPARISONS[1:3], *grid.COMPARISONS[9:])
 
 
 def render(path: pathlib.Path, out: pathlib.Path | None) -> int:
-    """Writes docs/emergence.md and its charts again; returns the exit status 0.
+    """Writes the pages and the charts again; returns the exit status 0.
 
     Args:
         path: a results.json; its charts are put beside it.
@@ -37,11 +27,12 @@ def render(path: pathlib.Path, out: pathlib.Path | None) -> int:
     """
     results = Results.read(path)
     if out is not None:
-        say(f"wrote {drawings.write_side_by_side(out, results, PAGE.parent)}")
+        say(f"wrote {drawings.write_side_by_side(out, results, pages.DOCS)}")
     for name, svg in drawings.drawn(results).items():
         write_atomically(chart_path(path, name), svg)
-    write_atomically(PAGE, page_with(PAGE.read_text(encoding="utf-8"), results, path))
-    say(f"wrote {PAGE}")
+    for page, content in written(results, path).items():
+        write_atomically(page, content)
+        say(f"wrote {page}")
     return 0
 
 
@@ -50,24 +41,27 @@ def chart_path(path: pathlib.Path, name: str) -> pathlib.Path:
     return path.with_name(f"{path.stem}_{name}.svg")
 
 
-def page_with(page: str, results: Results, path: pathlib.Path) -> str:
-    """The page with the part of the results' budget written anew.
+def written(results: Results, path: pathlib.Path) -> dict[pathlib.Path, str]:
+    """The pages with the parts of the results' budget written anew.
 
     Raises:
-        ValueError: the page has no part of that budget.
+        ValueError: no page has a part of that budget.
     """
     budget = results.content["budget"]
-    if f"<!-- results of {budget} -->" not in page:
+    answer = Answer.of(results)
+    parts = {f"results of {budget}": text(results, answer, path.stem)}
+    found = [PAGE]
+    if f"<!-- results of {budget} -->" not in PAGE.read_text(encoding="utf-8"):
         raise ValueError(
             f"{path}: expected results of a budget that docs/emergence.md shows, got {budget}; "
             "render those of cpu or gpu"
         )
-
-    parts = {f"results of {budget}": text(results, path.stem)}
     if budget == "cpu":
         recipe = results.content.get("recipe") or grid.recipe(results.budget)
         parts["set-up"] = pages.joined([set_up(recipe)])
-    return pages.written(page, parts)
+        parts["emergence"] = pages.joined([answer.brief])
+        found += [pages.DOCS.parent / "README.md", pages.DOCS / "reproduce_the_paper.md"]
+    return {page: pages.written(page.read_text(encoding="utf-8"), parts) for page in found}
 
 
 def set_up(recipe: Mapping) -> str:
@@ -88,77 +82,18 @@ def set_up(recipe: Mapping) -> str:
     )
 
 
-def text(results: Results, stem: str = "emergence") -> str:
+def text(results: Results, answer: Answer, stem: str) -> str:
     """The generated part: every number of it is in results.json or follows from it.
 
     Args:
         results: of the runs that are done.
+        answer: theirs.
         stem: of the charts' names.
     """
     parts = [_missing(results)]
     if results.content["runs"]:
-        parts = [*_answer(results), *_charts(results, stem), *_tables(results), *parts]
+        parts = [str(answer), *_charts(results, stem), *_tables(results), *parts]
     return pages.joined(parts)
-
-
-# ---- The answer ----------------------------------------------------------------------------------
-
-
-def _compared(
-    results: Results, ours: Condition, reference: Condition, shown: str, measure: str
-) -> Estimate | None:
-    """The difference of two conditions' headlines; None where one has fewer than two seeds."""
-    terms = [differences.headline(results, one, shown, measure) for one in (ours, reference)]
-    if any(values is None for values in terms):
-        return None
-    return differences.interval(terms, (1, -1), samples=results.budget.samples)
-
-
-def _answer(results: Results) -> list[str]:
-    """What is decided, and where it does not hold."""
-    difference = _compared(results, grid.CRATE, grid.VIT, "learned", HEADLINE)
-    if difference is None:
-        return ["The main comparison needs two seeds of CRATE and of ViT."]
-    pair = (grid.CRATE, grid.VIT)
-    seeds = [len(results.of_condition(one)) for one in pair]
-    verdict = differences.verdict(difference)
-    early = (
-        "" if min(seeds) >= results.budget.seeds else f" So far, with {min(seeds)} seeds of each."
-    )
-    heads = "; ".join(f"{one.title} {_spread(_headline(results, one))}" for one in pair)
-    lines = [
-        f"**The claim {verdict}** on these scenes: D = {_signed(difference)} (own minus other: "
-        f"{heads}; mean and standard deviation over seeds).{early}"
-    ]
-    places = list(_places(results))
-    for found, words in ((False, "D's interval does not lie above 0 with"), (True, "It does with")):
-        chosen = [
-            f"{name} ({_signed(value)})" for name, value in places if (value.low > 0) is found
-        ]
-        if chosen:
-            lines.append(f"{words}: {'; '.join(chosen)}.")
-    operators = (
-        (ours.title, _compared(results, ours, reference, "learned", HEADLINE))
-        for _, ours, reference in _OPERATORS
-    )
-    against = [f"{title} {_signed(value)}" for title, value in operators if value is not None]
-    if against:
-        lines.append(f"Other operators, less the ViT: {'; '.join(against)}.")
-    return [" ".join(lines)]
-
-
-def _places(results: Results) -> Iterable[tuple[str, Estimate]]:
-    """The comparisons that say where the claim holds, as far as their runs are done."""
-    pair = (grid.CRATE, grid.VIT)
-    for measure in emergence.MEASURES[1:]:
-        yield _NAMES[measure], _compared(results, *pair, "learned", measure)
-    yield "objects never learned", _compared(results, *pair, "held_out", HEADLINE)
-    rows = [results.of_condition(one) for one in pair]
-    at = differences.equal_accuracy(*rows)
-    yield f"equal accuracy, top-1 {at.top1:.3f}", at.difference
-    for title, *pair in _CONDITIONS:
-        if (value := _compared(results, *pair, "learned", HEADLINE)) is not None:
-            yield title, value
 
 
 # ---- Charts --------------------------------------------------------------------------------------
@@ -208,7 +143,7 @@ def _tables(results: Results) -> list[str]:
         "Own minus other, mean and standard deviation over seeds: of [CLS] attention in its best "
         "layer, and of the cosine of each patch with the pooled vector.",
         pages.table(
-            ["network", "map", *(_NAMES[m] for m in emergence.MEASURES[1:])],
+            ["network", "map", *(NAMES[m] for m in emergence.MEASURES[1:])],
             (row for c in done if _plain(c) for row in _pooling(results, c)),
             2,
         ),
@@ -252,12 +187,6 @@ def _depth(results: Results) -> int:
     return len(results.content["runs"][0]["groups"]["learned"][HEADLINE])
 
 
-def _headline(results: Results, condition: Condition, shown: str = "learned") -> list[float]:
-    """Of each seed."""
-    layers = differences.layers_of(results.of_condition(condition), shown)
-    return differences.best_layer(layers).mean(axis=1).tolist()
-
-
 def _finals(rows: Sequence[Mapping], name: str, layer: int | None = None) -> list[float]:
     """A number of each seed, in a layer where it has layers; none where it was not measured."""
     found = [row["final"]["learned"][name] for row in rows if name in row["final"]["learned"]]
@@ -274,10 +203,10 @@ def _network(results: Results, condition: Condition) -> list[str]:
         str(len(rows)),
         f"{rows[0]['parameters']:,}",
         f"{rows[0]['rate']:g}",
-        _spread(_finals(rows, "top1")),
+        spread(_finals(rows, "top1")),
         str(layer + 1),
-        *map(_spread, ious),
-        *(_spread(_headline(results, condition, shown), sign="+") for shown in SHOWN),
+        *map(spread, ious),
+        *(spread(headlines(results, condition, shown), sign="+") for shown in SHOWN),
     ]
 
 
@@ -291,7 +220,7 @@ def _differences(results: Results) -> list[str]:
         "Of own minus other, with 95 % intervals over seeds and scenes; the first row is the main "
         "comparison. The last column is the mass rule's on objects never learned.",
         pages.table(
-            ["what", "minus", *(_NAMES[m] for m in emergence.MEASURES), "never learned"], rows, 2
+            ["what", "minus", *(NAMES[m] for m in emergence.MEASURES), "never learned"], rows, 2
         ),
     ]
 
@@ -299,16 +228,16 @@ def _differences(results: Results) -> list[str]:
 def _difference(
     results: Results, title: str, ours: Condition, reference: Condition
 ) -> list[str] | None:
-    if _compared(results, ours, reference, "learned", HEADLINE) is None:
+    if compared(results, ours, reference, "learned", HEADLINE) is None:
         return None
     columns = [("learned", measure) for measure in emergence.MEASURES] + [("held_out", HEADLINE)]
-    found = (_compared(results, ours, reference, *column) for column in columns)
-    return [ours.title, reference.title, *map(_signed, found)]
+    found = (compared(results, ours, reference, *column) for column in columns)
+    return [ours.title, reference.title, *map(signed, found)]
 
 
 def _by_layer(results: Results, condition: Condition) -> list[str]:
     layers = differences.layers_of(results.of_condition(condition), "learned").mean(axis=2)
-    return [condition.title, *(_spread(values.tolist(), sign="+") for values in layers.T)]
+    return [condition.title, *(spread(values.tolist(), sign="+") for values in layers.T)]
 
 
 def _measure(results: Results, name: str, title: str, conditions: Sequence[Condition]) -> list[str]:
@@ -335,7 +264,7 @@ def _pooling(results: Results, condition: Condition) -> Iterable[list[str]]:
         (f"[CLS], layer {differences.layer_of_all(rows) + 1}", attended),
         ("pooled vector", similar),
     ):
-        yield [condition.title, title, *(_spread(value, sign="+") for value in values)]
+        yield [condition.title, title, *(spread(value, sign="+") for value in values)]
 
 
 def _alone(results: Results) -> str:
@@ -386,14 +315,3 @@ def _missing(results: Results) -> str:
         f"Not run yet: {len(missing)} of {total} runs, {seconds / 3600:.1f} hours of training at "
         f"the pace of those that are done (`{command}`): {listed}."
     )
-
-
-def _spread(values: Sequence[float], sign: str = "") -> str:
-    """Mean and standard deviation over seeds; of one seed its value."""
-    if len(values) < 2:
-        return f"{values[0]:{sign}.3f}" if values else "–"
-    return f"{np.mean(values):{sign}.3f} ± {np.std(values, ddof=1):.3f}"
-
-
-def _signed(estimate: Estimate) -> str:
-    return f"{estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
