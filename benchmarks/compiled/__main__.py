@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _work(args: argparse.Namespace) -> int:
-    from benchmarks.compiled import compiling, document
+    from benchmarks.compiled import document
     from benchmarks.compiled.results_file import Results
 
     if args.render is not None:
@@ -78,6 +78,8 @@ def _work(args: argparse.Namespace) -> int:
         and args.fsdp in (None, case.fsdp)
     ]
     if not args.list:
+        from benchmarks.compiled import compiling
+
         with files.Lock(args.out.with_name(f".{args.out.name}.lock")):
             for name in COUNTED:
                 if not args.recipes or name in args.recipes:

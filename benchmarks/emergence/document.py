@@ -48,14 +48,14 @@ def written(results: Results, path: pathlib.Path) -> dict[pathlib.Path, str]:
         ValueError: no page has a part of that budget.
     """
     budget = results.content["budget"]
-    answer = Answer.of(results)
-    parts = {f"results of {budget}": text(results, answer, path.stem)}
-    found = [PAGE]
     if f"<!-- results of {budget} -->" not in PAGE.read_text(encoding="utf-8"):
         raise ValueError(
             f"{path}: expected results of a budget that docs/emergence.md shows, got {budget}; "
             "render those of cpu or gpu"
         )
+    answer = Answer.of(results)
+    parts = {f"results of {budget}": text(results, answer, path.stem)}
+    found = [PAGE]
     if budget == "cpu":
         recipe = results.content.get("recipe") or grid.recipe(results.budget)
         parts["set-up"] = pages.joined([set_up(recipe)])

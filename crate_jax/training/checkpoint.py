@@ -287,16 +287,19 @@ def _not_finite(params: Any) -> list[str]:
 
 
 def _remove_when_quiet(directory: pathlib.Path, step: int) -> None:
-    """Removes what the given-up save of a step left; its threads may write there for a while."""
+    """Removes what the given-up save of a step left; its threads may write there for a while.
+
+    Raises:
+        TimeoutError: it is not quiet, or not to be removed, after `_PATIENCE`.
+    """
     begin = quiet_since = time.monotonic()
-    while time.monotonic() - quiet_since < _QUIET:
+    while (now := time.monotonic()) - quiet_since < _QUIET:
         for left in directory.glob(f"{step}.*"):
-            quiet_since = time.monotonic()
-            try:
+            quiet_since = now
+            with contextlib.suppress(OSError):  # something was written meanwhile
                 shutil.rmtree(left)
-            except OSError:  # something was written meanwhile
-                if quiet_since - begin > _PATIENCE:
-                    raise
+            if now - begin > _PATIENCE:
+                raise TimeoutError(f"{left} is still written to, or cannot be removed")
         time.sleep(_QUIET / 10)
 
 

@@ -207,3 +207,40 @@ def test_pages_say_what_the_committed_results_say(budget):
         assert page.read_text() == written, f"{page.name}: run benchmarks.emergence --render"
     for name in drawings.drawn(results) if results.content["runs"] else ():
         assert document.chart_path(path, name).is_file()
+
+
+def test_set_up_is_that_of_the_results_and_not_of_a_later_recipe():
+    results = Results.of("cpu")
+    recipe = results.content["recipe"] = grid.recipe(CPU)
+    recipe["config"]["steps"] = 1
+    found = document.written(results, COMMITTED)[document.PAGE]
+    assert f"A run: {recipe['config']['batch_size']} scenes" in words(found)
+
+
+def test_page_has_the_numbers_of_the_grid():
+    """What was written before the grid was run is what is run."""
+    page = words(document.PAGE.read_text().split("## Results")[0])
+    learned, held_out = f"{CPU.learned:,}", f"{CPU.held_out:,}"
+    for phrase in (
+        f"are tried on {CPU.sweep_images:,} scenes",
+        f"first {grid.LEARNED + grid.HELD_OUT} objects the last {grid.HELD_OUT}",
+        f"{learned} held-out scenes of the hundred learned objects, {held_out} of the twenty",
+        f"first {CPU.cut} scenes",
+        f"drawn as {grid.GROUPS} groups",
+        f"within ±{differences.NO_DIFFERENCE}",
+        "0.5, 1 and 2 times",
+        "5 seeds each",
+        f"{grid.BUDGETS['gpu'].images:,} scenes a run",
+    ):
+        assert phrase in page, phrase
+    assert (CPU.factors, CPU.seeds, CPU.fewer, CPU.evaluations) == ((0.5, 1, 2), 5, 3, 6)
+
+
+def test_charts_have_a_line_for_each_network_that_is_done():
+    found = drawings.drawn(made_up(list(grid.runs(CPU))[:6]))
+    assert set(found) == set(drawings.TITLES)
+    for svg in found.values():
+        assert svg.startswith("<svg style=")
+        assert "--accent:#" in svg
+        for title in ("CRATE", "ViT", "CRATE-MLP", "CRATE-MHSA"):
+            assert f">{title}</text>" in svg
