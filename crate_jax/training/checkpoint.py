@@ -28,7 +28,8 @@ from crate_jax.files import write_atomically
 from crate_jax.training import distributed
 
 _CLOCK_JUMP = 60.0  # seconds by which the two clocks may part during a save
-_QUIET, _PATIENCE = 1.0, 60.0  # seconds without a write of a save that was given up; for that
+_TEMPORARY = "*.orbax-checkpoint-tmp*"  # a step that is being saved, or never was to the end
+_QUIET, _PATIENCE = 1.0, 60.0  # seconds without a write to such a step; for that
 
 
 class CheckpointError(RuntimeError):
@@ -66,14 +67,14 @@ class Checkpoints:
             policies.append(checkpoint_managers.EveryNSteps(keep_every))
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=False,  # `_remove_when_quiet` does
             # A folder that cannot be made in the background leaves threads that wait 300 s for it.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         self._manager: ocp.CheckpointManager | None = None
         self._unsealed: int | None = None
         self._begun = (0.0, 0.0)
-        self._given_up: int | None = None
+        self._swept = False  # what earlier saves left
 
     @property
     def manager(self) -> ocp.CheckpointManager:
@@ -106,8 +107,9 @@ class Checkpoints:
         try:
             if not self.workdir.is_dir():  # Orbax would make it anew
                 raise FileNotFoundError(f"{self.workdir} was moved or deleted during the run")
-            if step == self._given_up and jax.process_index() == 0:
-                _remove_when_quiet(self.directory, step)
+            if not self._swept and jax.process_index() == 0:
+                _remove_when_quiet(self.directory)
+            self._swept = True
             self.manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -161,10 +163,6 @@ class Checkpoints:
                 step,
             )
             self._drop_manager()
-            self._given_up = step
-            # Threads of the save that was given up may still write to its temporary directory:
-            # that is cleaned up when the run is next started, not now.
-            self._options = dataclasses.replace(self._options, cleanup_tmp_directories=False)
             return False
         return True
 
@@ -180,12 +178,14 @@ class Checkpoints:
     def abandon(self) -> None:
         """Leaves a save to itself that will not end: it failed, or another process is gone."""
         self._unsealed = self._manager = None
+        self._swept = False
 
     def _drop_manager(self) -> None:
         """A new one is made at the next save; what the failed one still has to say is known."""
         with contextlib.suppress(Exception):
             self._manager.close()
         self._manager = None
+        self._swept = False
 
     def restore_latest(self, params: Any, training: Any) -> Restored | None:
         """The newest checkpoint that is whole, or None where there never was one.
@@ -286,15 +286,20 @@ def _not_finite(params: Any) -> list[str]:
     ]
 
 
-def _remove_when_quiet(directory: pathlib.Path, step: int) -> None:
-    """Removes what the given-up save of a step left; its threads may write there for a while.
+def _remove_when_quiet(directory: pathlib.Path) -> None:
+    """Removes the steps that were never saved to their end.
+
+    Threads of a save of this process that failed, or was given up, may write there for a while
+    (Orbax's own cleaning fails then).
 
     Raises:
-        TimeoutError: it is not quiet, or not to be removed, after `_PATIENCE`.
+        TimeoutError: they are not quiet, or not to be removed, after `_PATIENCE`.
     """
+    if not any(directory.glob(_TEMPORARY)):
+        return
     begin = quiet_since = time.monotonic()
     while (now := time.monotonic()) - quiet_since < _QUIET:
-        for left in directory.glob(f"{step}.*"):
+        for left in directory.glob(_TEMPORARY):
             quiet_since = now
             with contextlib.suppress(OSError):  # something was written meanwhile
                 shutil.rmtree(left)

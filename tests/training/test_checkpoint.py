@@ -231,10 +231,12 @@ def test_a_clock_that_jumps(checkpoints, monkeypatch, jump):
     assert_restored(checkpoints, 4)
 
 
-def test_a_step_is_saved_again_once_its_given_up_save_is_quiet(checkpoints, tmp_path):
-    """The threads of a save that was given up go on to write to its temporary directory."""
-    checkpoints._given_up = 4
-    left = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp" / "training.orbax-checkpoint-tmp"
+@pytest.mark.parametrize("interrupted", [4, 7])
+def test_a_step_is_saved_once_an_earlier_save_is_quiet(checkpoints, tmp_path, interrupted):
+    """The threads of a save that failed, or was given up, go on to write beneath its folder."""
+    checkpoints.close()
+    left = tmp_path / "checkpoints" / f"{interrupted}.orbax-checkpoint-tmp" / "training"
+    left.mkdir(parents=True)
     stop = time.monotonic() + 1.5
 
     def write():
@@ -244,11 +246,24 @@ def test_a_step_is_saved_again_once_its_given_up_save_is_quiet(checkpoints, tmp_
                 (left / str(number)).touch()
 
     writer = threading.Thread(target=write)
-    writer.start()
-    save(checkpoints, 4)
-    writer.join()
-    assert_restored(checkpoints, 4)
+    with Closing(tmp_path) as again:
+        writer.start()
+        save(again, 4)
+        writer.join()
+        assert_restored(again, 4)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "3", "4"]
+
+
+def test_leftovers_that_cannot_be_removed_are_named(checkpoints, tmp_path, monkeypatch):
+    checkpoints.close()
+    (tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp").mkdir()
+    monkeypatch.setattr("crate_jax.training.checkpoint._PATIENCE", 0.3)
+    monkeypatch.setattr(shutil, "rmtree", lambda path: None)
+    with (
+        Closing(tmp_path) as again,
+        pytest.raises(CheckpointError, match=r"5\.orbax-checkpoint-tmp .* cannot be removed"),
+    ):
+        again.save(4, params(4), training(4), POSITION, METADATA)
 
 
 def test_parameters_that_are_not_finite_are_not_saved(checkpoints):
