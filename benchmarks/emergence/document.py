@@ -10,7 +10,7 @@ from benchmarks.emergence import differences, drawings, grid, runner
 from benchmarks.emergence.answer import NAMES, Answer, compared, headlines, signed, spread
 from benchmarks.emergence.differences import HEADLINE
 from benchmarks.emergence.grid import Condition
-from benchmarks.emergence.results_file import SHOWN, Results
+from benchmarks.emergence.results_file import SHOWN, SIZES, Results
 from crate_jax.command_line import say
 from crate_jax.files import write_atomically
 from crate_jax.segmentation import emergence
@@ -126,6 +126,7 @@ def _tables(results: Results) -> list[str]:
         ),
         _alone(results),
         *_differences(results),
+        *_sizes(results),
         "### Layers",
         "Own minus other, mass rule, best head: mean and standard deviation over seeds.",
         pages.table(
@@ -222,6 +223,30 @@ def _differences(results: Results) -> list[str]:
         pages.table(
             ["what", "minus", *(NAMES[m] for m in emergence.MEASURES), "never learned"], rows, 2
         ),
+    ]
+
+
+def _sizes(results: Results) -> list[str]:
+    """The headline and the comparisons by size of the object; nothing before the first."""
+    main = (c for c in _main(_conditions(results)) if len(results.of_condition(c)) > 1)
+    rows = [
+        [c.title, "", *(spread(headlines(results, c, size), sign="+") for size in SIZES)]
+        for c in main
+    ]
+    for _, ours, reference in grid.COMPARISONS:
+        found = [compared(results, ours, reference, size, HEADLINE) for size in SIZES]
+        if None not in found:
+            rows.append([ours.title, reference.title, *map(signed, found)])
+    if not rows:
+        return []
+    ranges = results.content["scenes"]["sizes"]
+    named = ", ".join(f"{size} {ranges[size][0]:.3f} to {ranges[size][1]:.3f}" for size in SIZES)
+    return [
+        "### Sizes of objects",
+        "Not among what was written down before the runs. Own minus other, mass rule, of the "
+        "scenes' thirds by the object's share of the image, in each the layer that is best there; "
+        f"the other object is of the same third. {named[0].upper()}{named[1:]}.",
+        pages.table(["what", "minus", *SIZES], rows, 2),
     ]
 
 

@@ -17,7 +17,7 @@ patch's mean colour from that of the border.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.emergence.grid import GROUPS
+from benchmarks.emergence.results_file import SIZES
 from crate_jax import inference
 from crate_jax.data.scenes import Scenes
 from crate_jax.export import coco
@@ -68,6 +69,16 @@ class HeldOut:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def fractions(self) -> np.ndarray:
+        """The object's share of each image, f64[n]."""
+        return self.masks.mean(axis=(1, 2))
+
+    def thirds(self) -> dict[str, np.ndarray]:
+        """By size, the indices of a third of the scenes, from the smallest objects up."""
+        order = np.argsort(self.fractions(), kind="stable")
+        parts = np.array_split(order, len(SIZES))
+        return {size: np.sort(part) for size, part in zip(SIZES, parts, strict=True)}
 
     @property
     def patch(self) -> int:
@@ -149,12 +160,16 @@ class Observed:
             for name in found[0]
         }
 
-    def measured(self, maps: str = "maps") -> emergence.Measured:
-        """The maps of that name against the objects."""
+    def measured(
+        self, maps: str = "maps", scenes: Sequence[int] | None = None
+    ) -> emergence.Measured:
+        """The maps of that name against the objects, of all scenes or of those with an index."""
+        rows = np.arange(len(self.scenes)) if scenes is None else np.asarray(scenes)
         layers = self.arrays[maps].shape[1]
-        inside = (self.arrays[name][:, :layers] for name in ("coding_rate", "sparsity"))
+        inside = (self.arrays[name][rows, :layers] for name in ("coding_rate", "sparsity"))
         measured = emergence.Measured()
-        measured.add_batch(self.arrays[maps], self.scenes.objects, *inside)
+        objects = [self.scenes.objects[row] for row in rows]
+        measured.add_batch(self.arrays[maps][rows], objects, *inside)
         return measured
 
     def classified(self) -> dict[str, np.ndarray]:
@@ -222,6 +237,15 @@ def colour(scenes: HeldOut) -> emergence.Measured:
     return measured
 
 
+def sizes(scenes: HeldOut) -> dict[str, list[float]]:
+    """By size, the least and the largest share of the image that an object has."""
+    fractions = scenes.fractions()
+    return {
+        size: [round(float(bound(fractions[rows])), 3) for bound in (np.min, np.max)]
+        for size, rows in scenes.thirds().items()
+    }
+
+
 def by_layer(estimates: Mapping[str, Estimate]) -> Numbers:
     """Estimates by name without the layer; trained minus random is left out."""
     numbers: Numbers = {}
@@ -252,6 +276,14 @@ def grouped(measured: emergence.Measured) -> dict[str, list[list[int]]]:
     means = np.stack([group.mean(axis=0) for group in groups], axis=-1)
     thousandths = np.rint(1000 * means).astype(int)
     return dict(zip(emergence.MEASURES, thousandths.tolist(), strict=True))
+
+
+def by_size(trained: Observed) -> dict[str, dict[str, list[list[int]]]]:
+    """By size of the object, `grouped` by the mass rule; the next object is of that size too."""
+    return {
+        size: {"mass": grouped(trained.measured(scenes=rows))["mass"]}
+        for size, rows in trained.scenes.thirds().items()
+    }
 
 
 def _cuts(

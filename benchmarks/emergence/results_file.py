@@ -1,13 +1,14 @@
 """results.json: what the runs of one budget have shown, small enough to be committed.
 
     {"budget": NAME, "versions": {...}, "recipe": `grid.recipe` when the first run began,
-     "scenes": {SHOWN: the scenes alone, "learned" and "held_out"},
+     "scenes": {SHOWN: the scenes alone, "learned" and "held_out",
+                "sizes": {SIZE: [least, largest share of the image that an object has]}},
      "sweeps": [{"network", "matching", "optimizer", "rate", "trials": [{"rate", "loss", "top1"}]}],
      "runs": [{"name", "network", "matching", "pool", "optimizer", "seed", "config_hash", "rate",
                "parameters", "images_per_second", "curves", "final", "groups"}]}
 
 `curves` has columns along training, by the names of `final_evaluation`; `final` and `groups` hold
-SHOWN: what `final_evaluation.evaluate` returns.
+SHOWN: what `final_evaluation.evaluate` returns; `groups` also SIZE: `final_evaluation.by_size`.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from crate_jax import __version__
 from crate_jax.files import write_atomically
 
 SHOWN = ("learned", "held_out")
+SIZES = ("small", "medium", "large")  # thirds of the learned, by the object's pixels
 _TABLES = ("sweeps", "runs")
 
 

@@ -221,6 +221,8 @@ def _scenes_alone(out: pathlib.Path, results: Results) -> None:
         results.content["scenes"][shown] = final_evaluation.one_map(
             "colour", measured, budget.samples
         )
+        if shown == "learned":
+            results.content["scenes"]["sizes"] = final_evaluation.sizes(scenes)
     results.write(out / RESULTS)
 
 
@@ -264,11 +266,13 @@ def _run(out: pathlib.Path, results: Results, run: Run) -> dict[str, Any]:
     observe, final, groups = final_evaluation.observer(trained), {}, {}
     for shown in SHOWN:
         scenes = final_evaluation.held_out(source(budget, run.condition, shown), _patch(budget))
-        pair = (
+        pair = [
             final_evaluation.Observed(observe, scenes, network.params, budget.cut)
             for network in (trained, random)
-        )
+        ]
         final[shown], groups[shown] = final_evaluation.evaluate(*pair, budget.samples)
+        if shown == "learned":
+            groups |= final_evaluation.by_size(pair[0])
     lines = metrics.read(workdir / "metrics.jsonl")
     paces = [line["time/images_per_second"] for line in lines if "train/loss" in line]
     return {

@@ -180,6 +180,30 @@ def test_groups_have_the_means_of_all_scenes(observed):
     assert numbers["top1"][0] == round(float(found.classified()["top1"].mean()), 3)
 
 
+def test_thirds_by_size_are_measured_as_if_alone(observed):
+    """The next object, too, is the next of that third."""
+    found, model = observed
+    scenes, network = found.scenes, inference.Network(model.config, *base.split(model))
+    pixels = scenes.masks.sum(axis=(1, 2))
+    thirds = scenes.thirds()
+    assert sorted(np.concatenate(list(thirds.values()))) == list(range(len(scenes)))
+    assert pixels[thirds["small"]].max() <= pixels[thirds["medium"]].min()
+    assert pixels[thirds["medium"]].max() <= pixels[thirds["large"]].min()
+    low, high = final_evaluation.sizes(scenes)["medium"]
+    assert low == pytest.approx(pixels[thirds["medium"]].min() / 64**2, abs=6e-4)
+    assert high == pytest.approx(pixels[thirds["medium"]].max() / 64**2, abs=6e-4)
+    groups, rows = final_evaluation.by_size(found), thirds["large"]
+    alone = final_evaluation.HeldOut(
+        *(a[rows] for a in (scenes.images, scenes.labels, scenes.masks)),
+        scenes.grid,
+        [scenes.objects[row] for row in rows],
+        scenes.boxes[rows],
+    )
+    again = final_evaluation.Observed(final_evaluation.observer(network), alone)
+    expected = final_evaluation.grouped(again.measured())["mass"]
+    np.testing.assert_allclose(groups["large"]["mass"], expected, atol=1)
+
+
 def test_results_of_another_budget_are_refused(tmp_path):
     path = tmp_path / "results.json"
     Results.of("smoke").write(path)
@@ -246,7 +270,8 @@ def test_whole_path(tmp_path, capfd):
     for row in content["runs"]:
         assert len(row["curves"]["scenes"]) == SMOKE.evaluations
         assert np.shape(row["curves"]["cls_iou_own_minus_other/mass/best"]) == (2, 2)
-        assert set(row["final"]) == set(row["groups"]) == {"learned", "held_out"}
+        assert set(row["final"]) == {"learned", "held_out"}
+        assert set(row["groups"]) == {"learned", "held_out", "small", "medium", "large"}
         assert row["final"]["held_out"]["top1"][0] < 0.2
     last = content["runs"].pop()
     path.write_text(json.dumps(content))

@@ -132,11 +132,12 @@ def made_up(runs, seed=0):
                 differences.CURVE: [(best * layers / 2).tolist(), (best * layers).tolist()],
             },
             "final": {"learned": final, "held_out": final},
-            "groups": {"learned": measured, "held_out": measured},
+            "groups": dict.fromkeys(("learned", "held_out", "small", "medium", "large"), measured),
         }
         results.add_run(run, shown)
     colour = {"colour_iou/mass": three(0.2), "colour_iou_other/mass": three(0.1)}
-    results.content["scenes"] = {"learned": colour, "held_out": colour}
+    sizes = {"small": [0.04, 0.08], "medium": [0.08, 0.12], "large": [0.12, 0.3]}
+    results.content["scenes"] = {"learned": colour, "held_out": colour, "sizes": sizes}
     return results
 
 
@@ -157,6 +158,9 @@ def test_text_of_a_whole_grid():
     assert "It lies above 0 with: IoU, area rule (+0.1" in words(text)
     assert "Other operators, less the ViT: CRATE-MLP" in words(text)
     assert "nan" not in text
+    assert "Small 0.040 to 0.080, medium 0.080 to 0.120, large 0.120 to 0.300." in words(text)
+    sizes = text.split("### Sizes of objects")[1].split("###")[0]
+    assert re.search(r"^\| CRATE \| ViT( \| \+0\.1\d\d \[[^]]+\]){3} \|$", sizes, re.MULTILINE)
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert all(len(row.split(" | ")) > 1 for row in rows)
     tables = re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE)
