@@ -74,7 +74,6 @@ class Checkpoints:
         self._manager: ocp.CheckpointManager | None = None
         self._unsealed: int | None = None
         self._begun = (0.0, 0.0)
-        self._swept = False  # what earlier saves left
 
     @property
     def manager(self) -> ocp.CheckpointManager:
@@ -107,9 +106,8 @@ class Checkpoints:
         try:
             if not self.workdir.is_dir():  # Orbax would make it anew
                 raise FileNotFoundError(f"{self.workdir} was moved or deleted during the run")
-            if not self._swept and jax.process_index() == 0:
+            if jax.process_index() == 0:
                 _remove_when_quiet(self.directory)
-            self._swept = True
             self.manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -178,14 +176,12 @@ class Checkpoints:
     def abandon(self) -> None:
         """Leaves a save to itself that will not end: it failed, or another process is gone."""
         self._unsealed = self._manager = None
-        self._swept = False
 
     def _drop_manager(self) -> None:
         """A new one is made at the next save; what the failed one still has to say is known."""
         with contextlib.suppress(Exception):
             self._manager.close()
         self._manager = None
-        self._swept = False
 
     def restore_latest(self, params: Any, training: Any) -> Restored | None:
         """The newest checkpoint that is whole, or None where there never was one.
